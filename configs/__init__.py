@@ -1,0 +1,1 @@
+"""One document per experiment: the command, the expected result, every key commented."""

@@ -1,0 +1,1 @@
+"""Sampling from a model: logits processors and the compiled generation loop."""

@@ -1,0 +1,1 @@
+"""A pure functional decoder-only transformer: configuration, parameters, forward, cache."""

@@ -1,0 +1,1 @@
+"""Losses, optimizers, the sharded update step, checkpoints and the loop around them."""

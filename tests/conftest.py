@@ -1,0 +1,36 @@
+"""Shared test set-up: eight virtual CPU devices, strict promotion, the real data where it is at hand.
+
+Real data that nobody here wrote is not in the repository (its licences differ). Tests that need it look
+in the folder named by the environment variable JAXLLM_TEST_DATA and are skipped, saying so, without it.
+"""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Compiling is most of this suite's time on two cores; a second run finds its programs here.
+jax.config.update("jax_compilation_cache_dir",
+                  str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Returns `path(name)`: a file of the real test data, or skips the test where it is missing."""
+    root = os.environ.get("JAXLLM_TEST_DATA")
+
+    def path(name: str) -> pathlib.Path:
+        if root is None:
+            pytest.skip("real test data: set JAXLLM_TEST_DATA to the folder that holds it")
+        found = pathlib.Path(root) / name
+        if not found.exists():
+            pytest.skip(f"real test data: {name} is not in JAXLLM_TEST_DATA")
+        return found
+
+    return path
