@@ -1,0 +1,66 @@
+"""How every experiment starts: a config file, a run folder, one line and exit code 1 for bad input.
+
+    python -m experiments.NAME --config=configs/FILE.py --config.key=value --workdir=runs/a
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+BAD_INPUT = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, OSError)
+
+
+def run(main: Callable[[ConfigDict, str], None], default_config: str, default_workdir: str | None = None) -> None:
+    """Parses the flags, sets the process up and calls `main(config, workdir)`; exits 1 on bad input.
+
+    Args:
+      main: the experiment. It raises ValueError or OSError, with a sentence, for what the user must change.
+      default_config: config file, relative to the repository.
+      default_workdir: run folder when `--workdir` is not given; None makes it `runs/<config file's name>`.
+    """
+    root = pathlib.Path(__file__).resolve().parent.parent
+    config_flag = config_flags.DEFINE_config_file(
+        "config", str(root / default_config), "Config file; --config.key=value changes a key.", lock_config=True)
+    workdir_flag = flags.DEFINE_string("workdir", None, "Run folder, made or resumed.")
+
+    def start(argv: list[str]) -> None:
+        if len(argv) > 1:
+            sys.exit(f"unexpected argument {argv[1]!r}: settings are given as --config.key=value")
+        name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+        workdir = workdir_flag.value or default_workdir or os.path.join("runs", name)
+        set_up_process()
+        try:
+            main(config_flag.value, workdir)
+        except BAD_INPUT as error:
+            if os.environ.get("JAXLLM_TRACEBACK"):
+                raise
+            sys.exit(f"{type(error).__name__}: {error}\n(JAXLLM_TRACEBACK=1 shows where)")
+
+    app.run(start)
+
+
+def set_up_process() -> None:
+    """A compilation cache on disk, and on a CPU an allocator that keeps its memory.
+
+    Every training step allocates and frees the same large buffers; glibc gives them back to the system each
+    time, and faulting them in again cost up to 1.8x on small models (docs/benchmarks.md).
+    """
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/jaxllm/xla"))
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if sys.platform == "linux":
+        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            libc.mallopt(M_TOP_PAD, 256 * 2**20)
