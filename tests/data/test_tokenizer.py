@@ -1,9 +1,6 @@
-"""Tokenizers: round trips, safety of special tokens, equality with the library that trained them."""
+"""Tokenizers: round trips, safety of special tokens, equality with code that is not ours."""
 
 import collections
-import dataclasses
-import hashlib
-import json
 import lzma
 import pickle
 import re
@@ -13,7 +10,6 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-import requests
 import tiktoken
 
 from jaxllm.data import tokenizer as tokenizer_module
@@ -23,24 +19,24 @@ from jaxllm.data.tokenizer import (
     tokenizer_from_ranks,
     train_tokenizer,
 )
-from jaxllm.data.tokenizer_folder import CONFIG_FILE, RANKS_FILE, parse_ranks
+from jaxllm.data.tokenizer_folder import parse_ranks
 from jaxllm.data.tokenizer_split import PATTERNS, WHITESPACE_RUN
 from jaxllm.data.tokenizer_training import train_library_tokenizer
 
 CORPUS = [
     "The cat sat on the mat. The dog's bone isn't the cat's! It'll rain, WE'RE told; they've gone.",
-    "In 1999, 12345 people paid 67,890.12 dollars; 2024 - 1999 = 25.\n\n\n\tdef f(x):\n\t\treturn x\n",
+    "In 1999, 12345 people paid 67,890.12 dollars, 2024 - 1999.\n\n\n\tdef f(x):\n\t\treturn\n",
     "Über Straße naïve café Ελληνικά слово 漢字かな 🙂🙂 👩‍👩‍👧 e\u0301e\u0301 \u00a0\u2003 ١٢٣ ½²",
     "aaaaaaa aaaa aaaaaaaaaaa ababababab  a   b    c HTTPServer XMLHttpRequest <|im_end|>",
 ] * 3
 # GPT-2's split in Python's own regular expressions, for text whose digits and letters are plain.
 GPT2_SPLIT = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
-# Text from the corpus' own pieces, glued at will, merges far more often than text of random characters.
+# Pieces of the corpus, glued at will, merge far more often than text of random characters.
 TEXT = st.one_of(
     st.text(max_size=40),
-    st.lists(st.sampled_from([*SPECIAL_TOKENS, " the", "cat", "'s", "'LL", "'ſ", "aaaa", "ab", "12345",
-                              " ", "  ", "\n", "\r\n", "\t", "\u00a0", "é", "e\u0301", "слово", "漢字",
-                              "🙂", "\u200d", "<|", "|>", "\x00", "\u2028", "\U0010ffff", "HTTPServer"]),
+    st.lists(st.sampled_from([*SPECIAL_TOKENS, " the", "cat", "'s", "'LL", "'ſ", "aaaa", "ab",
+                              "12345", " ", "  ", "\n", "\r\n", "\u00a0", "é", "e\u0301", "слово",
+                              "漢字", "🙂", "\u200d", "<|", "|>", "\x00", "\u2028", "\U0010ffff"]),
              max_size=14).map("".join))
 
 
@@ -58,7 +54,7 @@ def cache(real_data, monkeypatch):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @hypothesis.given(text=TEXT)
-@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.settings(deadline=None, max_examples=100)
 def test_round_trip_and_no_special_token_from_text(trained, pattern, text):
     tokenizer = trained[pattern]
     ids = tokenizer.encode(text)
@@ -70,7 +66,7 @@ def test_round_trip_and_no_special_token_from_text(trained, pattern, text):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @hypothesis.given(text=TEXT)
-@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.settings(deadline=None, max_examples=100)
 def test_ids_are_those_of_the_library_that_trained(trained, library, pattern, text):
     # Below 256 each numbers the bytes in an order of its own; the round trip fixes those.
     assert ([max(id, 255) for id in trained[pattern].encode(text)]
@@ -105,7 +101,7 @@ def test_lone_surrogate_becomes_the_replacement_character(trained):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("space", [" ", "\n", "\u00a0", "\n "])
+@pytest.mark.parametrize("space", [" ", "\n "])
 def test_a_million_whitespace_characters(trained, pattern, space):
     text = "x" + space * (1_000_000 // len(space)) + "y"
     assert trained[pattern].decode(trained[pattern].encode(text)) == text
@@ -138,7 +134,7 @@ def test_ids_without_a_token(trained):
     ("o200k", ["It's", " ", "123", "45", " HTTPServer", ",", " I'LL", "  ", " x"]),
 ])
 def test_patterns_cut_as_published(pattern, cuts):
-    """A vocabulary of exactly these words yields each whole; one that is cut elsewhere falls apart."""
+    """A vocabulary of exactly these words yields each whole only if the cuts are these."""
     text = "It's 12345 HTTPServer, I'LL   x"
     assert "".join(cuts) == text
     words = [cut.encode() for cut in dict.fromkeys(cuts) if len(cut) > 1]
@@ -159,7 +155,7 @@ def test_named_encodings_equal_tiktoken(cache, name):
     assert added == list(range(theirs.n_vocab, ours.vocab_size))
 
     @hypothesis.given(text=TEXT)
-    @hypothesis.settings(deadline=None, max_examples=100)
+    @hypothesis.settings(deadline=None, max_examples=60)
     def same(text):
         assert ours.encode(text) == theirs.encode_ordinary(text)
         assert max(ours.encode(text), default=0) < theirs.eot_token or name == "p50k_base"
@@ -196,7 +192,7 @@ def test_llama_cpp_vectors_of_qwen2(real_data, tmp_path):
 
 
 def train_by_counting(text: str, merges: int, tie) -> list[tuple[bytes, bytes]]:
-    """BPE by its definition: merge the most frequent pair, over and over; `tie` chooses among equals."""
+    """BPE by its definition: merge the most frequent pair on and on; `tie` picks of equals."""
     words = collections.Counter(GPT2_SPLIT.findall(text))
     words = [([bytes([byte]) for byte in word.encode()], count) for word, count in words.items()]
     pairs = collections.Counter()
@@ -314,121 +310,6 @@ def test_bad_ranks(change, message):
         tokenizer_from_ranks("t", **(good | change))
 
 
-# Files
-
-def test_save_and_load_again(trained, tmp_path):
-    for name, tokenizer in trained.items():
-        tokenizer = dataclasses.replace(tokenizer, chat_template="chatml")
-        tokenizer.save(tmp_path / "deep" / name)
-        loaded = load_tokenizer(tmp_path / "deep" / name)
-        assert loaded == tokenizer and loaded != trained[name]
-        assert (loaded.ranks, loaded.pattern) == (tokenizer.ranks, tokenizer.pattern)
-        assert loaded.special_tokens == tokenizer.special_tokens
-        files = sorted(path.name for path in (tmp_path / "deep" / name).iterdir())
-        assert files == [RANKS_FILE, CONFIG_FILE]
-        # tiktoken itself reads the ranks.
-        ranks = tiktoken.load.load_tiktoken_bpe(str(tmp_path / "deep" / name / RANKS_FILE))
-        assert ranks == tokenizer.ranks
-    assert len({tokenizer.fingerprint for tokenizer in trained.values()}) == len(PATTERNS)
-
-
-def test_fingerprint_covers_ranks_pattern_and_special_tokens(trained):
-    base = trained["gpt4"]
-    swapped = dict(base.ranks)
-    first, second = [token for token, id in base.ranks.items() if id in (300, 301)]
-    swapped[first], swapped[second] = swapped[second], swapped[first]
-    parts = {"ranks": base.ranks, "pattern": base.pattern, "special_tokens": base.special_tokens}
-    prints = {tokenizer_from_ranks("x", **(parts | change)).fingerprint for change in (
-        {}, {"ranks": swapped}, {"pattern": PATTERNS["digits"]},
-        {"special_tokens": {"<|endoftext|>": 413}})}
-    assert base.fingerprint in prints and len(prints) == 4
-
-
-def test_encoding_survives_the_folder(cache, tmp_path):
-    tokenizer = load_tokenizer("gpt2")
-    tokenizer.save(tmp_path / "gpt2")
-    assert load_tokenizer(str(tmp_path / "gpt2")) == tokenizer
-
-
 def test_travels_to_another_process(trained):
     copy = pickle.loads(pickle.dumps(trained["gpt4"]))
     assert copy == trained["gpt4"] and copy.encode(CORPUS[2]) == trained["gpt4"].encode(CORPUS[2])
-
-
-def test_another_tokenizer_is_never_overwritten(trained, tmp_path):
-    trained["gpt4"].save(tmp_path)
-    trained["gpt4"].save(tmp_path)
-    with pytest.raises(FileExistsError, match="holds another tokenizer already"):
-        trained["gpt2"].save(tmp_path)
-    assert load_tokenizer(tmp_path) == trained["gpt4"]
-
-
-def test_a_write_cut_short_leaves_no_half_file(trained, tmp_path, monkeypatch):
-    def full_disk(source, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        trained["gpt4"].save(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def _edit_config(folder, **changes):
-    config = json.loads((folder / CONFIG_FILE).read_text())
-    (folder / CONFIG_FILE).write_text(json.dumps(config | changes))
-
-
-def _rewrite_ranks(folder, data):
-    """Damage that the sha256 does not show: the config is made to agree."""
-    (folder / RANKS_FILE).write_bytes(data)
-    _edit_config(folder, ranks_sha256=hashlib.sha256(data).hexdigest())
-
-
-@pytest.mark.parametrize("damage, error, message", [
-    (lambda f: (f / RANKS_FILE).unlink(), FileNotFoundError, f"{RANKS_FILE} is missing"),
-    (lambda f: (f / CONFIG_FILE).unlink(), FileNotFoundError, f"{CONFIG_FILE} is missing"),
-    (lambda f: (f / RANKS_FILE).write_bytes((f / RANKS_FILE).read_bytes()[:-9]), ValueError,
-     f"{RANKS_FILE} is damaged: its sha256"),
-    (lambda f: _rewrite_ranks(f, b"YQ== 0\n!! 1\n"), ValueError, f"{RANKS_FILE}, line 2: expected"),
-    (lambda f: _rewrite_ranks(f, b"YQ== 0\nYQ== 1\n"), ValueError, f"{RANKS_FILE}, line 2: .*there"),
-    (lambda f: _rewrite_ranks(f, b"YQ== 0\nYg== 0\n"), ValueError, "two tokens have the same id"),
-    (lambda f: (f / CONFIG_FILE).write_text("{"), ValueError, f"{CONFIG_FILE} is damaged: not JSON"),
-    (lambda f: (f / CONFIG_FILE).write_bytes(b"\xff{}"), ValueError, "is damaged: not JSON"),
-    (lambda f: _edit_config(f, format_version=2), ValueError, "not a tokenizer of format version 1"),
-    (lambda f: _edit_config(f, pattern=3), ValueError, "'pattern' is missing or of the wrong type"),
-    (lambda f: _edit_config(f, special_tokens={"<|endoftext|>": "1"}), ValueError, "the id '1'"),
-    (lambda f: _edit_config(f, pattern="("), ValueError, f"{CONFIG_FILE} is damaged: .*pattern"),
-    (lambda f: _edit_config(f, pattern=PATTERNS["gpt2"]), ValueError, "do not give the fingerprint"),
-    (lambda f: _edit_config(f, special_tokens={"<|endoftext|>": 500}), ValueError,
-     "do not give the fingerprint"),
-])
-def test_damaged_folder_is_refused_by_file_name(trained, tmp_path, damage, error, message):
-    trained["gpt4"].save(tmp_path)
-    damage(tmp_path)
-    with pytest.raises(error, match=message):
-        load_tokenizer(tmp_path)
-
-
-def test_unknown_name():
-    with pytest.raises(FileNotFoundError, match="no tokenizer 'gpt3': it is neither a folder nor"):
-        load_tokenizer("gpt3")
-
-
-@pytest.mark.parametrize("name", tokenizer_module.ENCODINGS)
-def test_offline_without_the_cache_says_what_to_set(name, tmp_path, monkeypatch):
-    def no_network(*args, **kwargs):
-        raise requests.exceptions.ConnectionError("Name or service not known")
-
-    monkeypatch.setattr("requests.get", no_network)
-    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    expected = "set TIKTOKEN_CACHE_DIR to a folder that holds [0-9a-f]{40}"
-    with pytest.raises(FileNotFoundError, match=expected):
-        load_tokenizer(name)
-
-
-def test_the_error_names_the_files_that_tiktoken_looks_for(real_data):
-    folder = real_data("tokenizers/tiktoken_cache")
-    for _, files in tokenizer_module.ENCODINGS.values():
-        for url in (tokenizer_module._SITE + file for file in files):
-            assert (folder / hashlib.sha1(url.encode()).hexdigest()).exists()
