@@ -116,7 +116,10 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array, positions: jax
           execution: Execution) -> jax.Array:
     """Token (and learned position) embeddings: [B, T, D] in execution.dtype."""
     dtype = jnp.dtype(execution.dtype)
-    x = params["embedding"]["tokens"][tokens].astype(dtype)
+    # The table is gathered over "fsdp" first, as any weight before its use; a look-up in a table split by columns
+    # would come back split the same way, and moving it to rows costs more than the table.
+    table = constrain(params["embedding"]["tokens"], ("vocab", None))
+    x = table[tokens].astype(dtype)
     if config.scale_embedding:
         x = x * jnp.asarray(config.dim ** 0.5, dtype)
     if config.positions == "learned":
