@@ -44,14 +44,18 @@ class Mean:
 Metrics = dict[str, Mean]
 
 
-def bits_per_byte(loss: Mean, bytes_counted: float) -> float:
+def bits_per_byte(cross_entropy: Mean, targets: jax.Array, weights: jax.Array, token_bytes: jax.Array) -> Mean:
     """Cross entropy in bits per byte of text: comparable between tokenizers, as a loss per token is not.
 
     Args:
-      loss: total is the summed cross entropy, in nats, over the counted tokens.
-      bytes_counted: UTF-8 bytes that those tokens stand for.
+      cross_entropy: its total is the summed cross entropy of the counted tokens, in nats.
+      targets: int32 [B, T].
+      weights: float [B, T]; 0 = not counted.
+      token_bytes: int32 [V], UTF-8 bytes that each token stands for; 0 for special tokens, whose nats count all the
+        same (the model is asked to end documents too).
     """
-    return float(loss.total) / (math.log(2.0) * max(bytes_counted, 1.0))
+    counted = jnp.where(weights > 0, token_bytes[targets], 0)
+    return Mean(cross_entropy.total / math.log(2.0), jnp.sum(counted).astype(jnp.float32))
 
 
 class MetricsWriter:
