@@ -21,7 +21,7 @@ from jaxllm.data.tokenizer import (
 )
 from jaxllm.data.tokenizer_folder import parse_ranks
 from jaxllm.data.tokenizer_split import PATTERNS, WHITESPACE_RUN
-from jaxllm.data.tokenizer_training import train_library_tokenizer
+from jaxllm.data.tokenizer_training import learn_ranks, train_library_tokenizer
 
 CORPUS = [
     "The cat sat on the mat. The dog's bone isn't the cat's! It'll rain, WE'RE told; they've gone.",
@@ -134,16 +134,29 @@ def test_ids_without_a_token(trained):
     ("o200k", ["It's", " ", "123", "45", " HTTPServer", ",", " I'LL", "  ", " x"]),
 ])
 def test_patterns_cut_as_published(pattern, cuts):
-    """A vocabulary of exactly these words yields each whole only if the cuts are these."""
+    """A vocabulary of every substring gives each cut piece as one token."""
     text = "It's 12345 HTTPServer, I'LL   x"
     assert "".join(cuts) == text
-    words = [cut.encode() for cut in dict.fromkeys(cuts) if len(cut) > 1]
     ranks = {bytes([b]): b for b in range(256)}
-    for word in words:  # every prefix, so that merging can reach the word
-        for end in range(2, len(word) + 1):
-            ranks.setdefault(word[:end], len(ranks))
+    for start in range(len(text)):
+        for end in range(start + 1, len(text) + 1):
+            ranks.setdefault(text[start:end].encode(), len(ranks))
     tokenizer = tokenizer_from_ranks("t", ranks, PATTERNS[pattern], {"<|endoftext|>": len(ranks)})
     assert [tokenizer.decode([id]) for id in tokenizer.encode(text)] == cuts
+
+
+def test_training_cuts_by_the_pattern():
+    learnt = {}
+    for name in PATTERNS:
+        ranks = learn_ranks(["12345 12345.\n\n\tx = MyName\n"] * 9, 100, PATTERNS[name])
+        learnt[name] = [token for token in ranks if len(token) > 1]
+    longest_number = {name: max((len(token) for token in tokens if token.isdigit()), default=1)
+                      for name, tokens in learnt.items()}
+    assert longest_number == {"gpt2": 5, "gpt4": 3, "digits": 1, "o200k": 3}
+    across_gpt2 = {name for name, tokens in learnt.items() if b".\n\n" in tokens}
+    assert across_gpt2 == {"gpt4", "digits", "o200k"}
+    across_case = {name for name, tokens in learnt.items() if b" MyName" in tokens}
+    assert across_case == {"gpt2", "gpt4", "digits"}
 
 
 @pytest.mark.parametrize("name", tokenizer_module.ENCODINGS)
