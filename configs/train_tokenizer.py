@@ -2,8 +2,8 @@
 
     python -m experiments.train_tokenizer --workdir=runs/tokenizer
 
-Under half a minute on 2 CPU cores with the embedded world. Expected: 3.6 to 4.0 bytes per token on its
-held-out documents, where gpt2 takes 1.10 to 1.18 times as many tokens. Written:
+Under half a minute on 2 CPU cores with the embedded world. Expected: 3.6 to 4.0 bytes per token on
+its held-out documents, where gpt2 takes 1.10 to 1.18 times as many tokens. Written:
 
     runs/tokenizer/tokenizer/            the tokenizer: ranks.tiktoken, tokenizer_config.json
     runs/tokenizer/compression.md .json  tokens and bytes per token, beside the reference tokenizers
