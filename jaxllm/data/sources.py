@@ -180,8 +180,8 @@ def _open_tfds(spec: str, rest: str, text_key: str) -> Source:
     if not (folder / name).is_dir():
         raise FileNotFoundError(
             f"{spec}: {folder / name} does not exist; prepare the dataset once where TensorFlow "
-            f"is installed, `tfds build {name} --file_format=array_record`, or set TFDS_DATA_DIR to the "
-            f"folder that has it"
+            f"is installed, `tfds build {name} --file_format=array_record`, or set TFDS_DATA_DIR "
+            f"to the folder that has it"
         )
     import tensorflow_datasets as tfds  # 0.5 s, and most runs read no TFDS dataset
 
