@@ -26,8 +26,8 @@ _COLOURS = tuple("red blue green yellow white black brown grey orange purple pin
 _MOODS = tuple("happy proud tired hungry cold brave sleepy cheerful curious patient".split())
 _FOODS = tuple("""bread soup pie jam toast berries nuts porridge pancakes cake""".split())
 _SYLLABLES = tuple(
-    """ba be bo da di do fa fe fi ga go ka ki ko la le lo ma mi mo na ne no pa pe
-po ra ri ro sa se so ta te to va vi vo za zo""".split()
+    """ba be bo da di do fa fe fi gu ja jo ko la le lo ma mi mo na ne no pa po ra ri
+ro sa se so ta te to va vi vo za zo""".split()
 )
 
 # Each plot is a list of beats and each beat a choice of wordings. {n} the child, {f} a friend, {a}
@@ -243,7 +243,7 @@ def shelves(rng: random.Random) -> str:
     listed = [f"{key}: {value}" for key, value in rows]
     asked = [
         f"Q: {question.format(k=key)}\nA: {value}."
-        for key, value in (rng.choice(rows) for _ in range(rng.randint(3, 4)))
+        for key, value in rng.sample(rows, rng.randint(3, 4))
     ]
     return "\n".join([title, "", *listed, "", *asked])
 

@@ -20,9 +20,9 @@ Luke Magnus Martin Max Miles Morris Nathan Ned Nils Oliver Oscar Otto Owen Paul 
 Ralph Robin Roger Rufus Samuel Simon Theo Thomas Tobias Victor Walter""".split()
 )
 LAST_STARTS = tuple(
-    """Ash Bar Bel Bram Brin Cal Car Cor Crom Dal Del Dun El Fair Fen Fern Gal
+    """Ash Bar Bel Bram Brin Cal Car Cor Dal Del Dun El Fair Fen Fern Gal
 Gar Hal Har Haw Hol Kel Kirk Lan Lin Lock Mal Mar Mel Mer Mor Nor Oak Pel Pem Quin Ran Ros San
-Sel Sher Tal Tam Thorn Tor Val Wal Wel Wen Whit Win Wood Yar""".split()
+Sel Sher Tal Tam Thorn Tor Val Wel Wen Whit Win Wood Yar""".split()
 )
 LAST_ENDS = tuple(
     """berry bright combe croft dale den field gate grove ham hart holt ing kin
