@@ -176,12 +176,14 @@ def segment_rows(is_end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       >>> segment_rows(np.array([[False, True, False, False]]))[1].tolist()
       [[0, 1, 0, 1]]
     """
+    if not is_end.size:
+        return np.zeros(is_end.shape, np.int32), np.zeros(is_end.shape, np.int32)
     is_start = np.ones(is_end.shape, bool)
     is_start[:, 1:] = is_end[:, :-1]
     starts = np.flatnonzero(is_start)
     lengths = np.diff(starts, append=is_end.size)
-    nth = np.cumsum(is_start.sum(axis=1))  # segments up to and with each row
-    before = np.concatenate([[0], nth[:-1]])[starts // is_end.shape[1]]
+    rows, columns = is_end.shape
+    before = np.searchsorted(starts, np.arange(rows) * columns)[starts // columns]
     segment_ids = np.repeat((np.arange(1, len(starts) + 1) - before).astype(np.int32), lengths)
     positions = np.arange(is_end.size, dtype=np.int32)
     positions -= np.repeat(starts.astype(np.int32), lengths)

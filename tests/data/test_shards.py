@@ -84,6 +84,14 @@ def test_shards_do_not_depend_on_how_documents_are_handed_over(tmp_path):
     assert (one / "index.json").read_text() == (tmp_path / "many" / "index.json").read_text()
 
 
+def test_a_shard_is_closed_by_the_document_that_fills_it(tmp_path):
+    sizes = [10, 10, 9, 2, 50, 1, 30]
+    folder = write(tmp_path / "s", [np.full(n, 1) for n in sizes], shard_tokens=30)
+    assert [s["tokens"] for s in open_shards(folder).index["shards"]] == [31, 50, 31]
+    folder = write(tmp_path / "exact", [np.full(10, 1)] * 6, shard_tokens=30)
+    assert [s["tokens"] for s in open_shards(folder).index["shards"]] == [30, 30]
+
+
 @pytest.mark.parametrize("file", ["tokens-00001.bin", "ends-00001.bin"])
 def test_a_shard_cut_short_or_missing_or_altered_is_refused_by_name(tmp_path, file):
     folder = write(tmp_path / "s", documents())
