@@ -1,10 +1,14 @@
 """How every experiment starts: a config file, a run folder, one line and exit code 1 for bad input.
 
     python -m experiments.NAME --config=configs/FILE.py --config.key=value --workdir=runs/a
+
+On a cluster every process runs the same command with `--distributed`; Slurm, GKE and TPU pods tell JAX the rest. By
+hand: `--distributed --coordinator=HOST:PORT --processes=N --process=I`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -12,7 +16,7 @@ import sys
 from collections.abc import Callable
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 BAD_INPUT = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, OSError)
@@ -27,16 +31,24 @@ def run(main: Callable[[ConfigDict, str], None], default_config: str, default_wo
       default_workdir: run folder when `--workdir` is not given; None makes it `runs/<config file's name>`.
     """
     root = pathlib.Path(__file__).resolve().parent.parent
-    config_flag = config_flags.DEFINE_config_file(
-        "config", str(root / default_config), "Config file; --config.key=value changes a key.", lock_config=True)
+    with _mistyped_key():  # config_flags looks at the overrides already here
+        config_flag = config_flags.DEFINE_config_file(
+            "config", str(root / default_config), "Config file; --config.key=value changes a key.", lock_config=True)
     workdir_flag = flags.DEFINE_string("workdir", None, "Run folder, made or resumed.")
+    distributed = flags.DEFINE_bool("distributed", False, "Join the other processes of this job.")
+    coordinator = flags.DEFINE_string("coordinator", None, "host:port of process 0, where the cluster does not tell.")
+    processes = flags.DEFINE_integer("processes", None, "How many processes, where the cluster does not tell.")
+    process = flags.DEFINE_integer("process", None, "Which one this is, where the cluster does not tell.")
 
     def start(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"unexpected argument {argv[1]!r}: settings are given as --config.key=value")
         name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
         workdir = workdir_flag.value or default_workdir or os.path.join("runs", name)
+        logging.set_verbosity(logging.WARNING)
         set_up_process()
+        if distributed.value:
+            jax.distributed.initialize(coordinator.value, processes.value, process.value)
         try:
             main(config_flag.value, workdir)
         except BAD_INPUT as error:
@@ -44,7 +56,19 @@ def run(main: Callable[[ConfigDict, str], None], default_config: str, default_wo
                 raise
             sys.exit(f"{type(error).__name__}: {error}\n(JAXLLM_TRACEBACK=1 shows where)")
 
-    app.run(start)
+    with _mistyped_key():
+        argv = app.parse_flags_with_usage(sys.argv)
+    app.run(start, argv=argv, flags_parser=lambda argv: argv)
+
+
+@contextlib.contextmanager
+def _mistyped_key():
+    """A mistyped config key is one line and exit code 1, no traceback."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        message = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+        sys.exit(f"bad --config override, no such key: {message}")
 
 
 def set_up_process() -> None:

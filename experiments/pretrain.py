@@ -9,51 +9,20 @@ The same command resumes a run that was stopped or killed.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
-import math
-import os
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import corpus as corpora
 from experiments import dry_run, launch, report
-from jaxllm.data.loader import Source, prefetch
-from jaxllm.infer.generate import generate
-from jaxllm.infer.sampling import SamplingSettings
-from jaxllm.model.config import Execution, ModelConfig
-from jaxllm.model.params import flops_per_token, init
+from experiments.training import Run, plan
 from jaxllm.train import loop, sharding
-from jaxllm.train.checkpoint import Checkpoints, save_model
-from jaxllm.train.metrics import MetricsWriter
-from jaxllm.train.objective import evaluate, next_token_objective
-from jaxllm.train.optimizer import learning_rate_schedule, make_optimizer
-from jaxllm.train.peaks import peak_flops
-from jaxllm.train.step import TrainState, init_state, make_train_step
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print sizes, FLOPs and memory of the run on its mesh; train nothing.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a config means, worked out before anything is compiled."""
-
-    model: ModelConfig
-    execution: Execution
-    mesh: Mesh
-    optimizer: Any
-    schedule: Any
-    step: Any  # (state, batch) -> (state, metrics), not yet compiled
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -64,6 +33,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     check(config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
+    plan(config, mesh, 1)  # whatever is wrong with the settings shows before the corpus is read
     begun = time.perf_counter()
     folder = pathlib.Path(workdir)
     report.claim_folder(folder, config)
@@ -89,181 +59,6 @@ def check(config: ConfigDict) -> None:
     if not 0 < config.data.validation_fraction < 1:
         raise ValueError(f"data.validation_fraction is {config.data.validation_fraction}; choose a number between 0 "
                          f"and 1, both excluded")
-
-
-def plan(config: ConfigDict, mesh: Mesh, tokenizer_vocab: int) -> Plan:
-    """Builds the model's configuration, the optimizer and the step."""
-    vocab = math.ceil(tokenizer_vocab / config.vocab_multiple) * config.vocab_multiple
-    model = ModelConfig(vocab_size=vocab, **config.model.to_dict())
-    execution = Execution(**config.execution.to_dict())
-    settings = config.optimizer
-    schedule = learning_rate_schedule(
-        settings.schedule, settings.learning_rate, warmup_steps=settings.warmup_steps, total_steps=config.steps,
-        final_fraction=settings.final_fraction, decay_fraction=settings.decay_fraction)
-    optimizer = make_optimizer(
-        settings.name, schedule, beta1=settings.beta1, beta2=settings.beta2, epsilon=settings.epsilon,
-        weight_decay=settings.weight_decay, clip_norm=settings.clip_norm)
-    loss_fn = next_token_objective(model, execution, z_loss=config.z_loss, chunks=config.loss_chunks)
-    step = make_train_step(loss_fn, optimizer, microbatches=config.microbatches, ema_decay=config.ema_decay,
-                           learning_rate=schedule)
-    return Plan(model, execution, mesh, optimizer, schedule, step)
-
-
-def new_state(config: ConfigDict, made: Plan) -> TrainState:
-    """A state that has taken no step (call it under jit, so that it is born where it lies)."""
-    params = init(made.model, jax.random.key(config.seed))
-    return init_state(params, made.optimizer, ema=config.ema_decay > 0)
-
-
-class Run:
-    """One run: its compiled functions, its files, and what it does every so often."""
-
-    def __init__(self, config: ConfigDict, folder: pathlib.Path, corpus: corpora.Corpus, made: Plan,
-                 begun: float) -> None:
-        self.config, self.folder, self.corpus, self.made, self.begun = config, folder, corpus, made, begun
-        self.main_process = jax.process_index() == 0
-        abstract = jax.eval_shape(lambda: new_state(config, made))
-        shardings = sharding.state_shardings(abstract, made.model, made.mesh)
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.keep_checkpoints)
-        if self.checkpoints.latest is None:
-            self.state = jax.jit(lambda: new_state(config, made), out_shardings=shardings)()
-        else:
-            self.state = self.checkpoints.restore(jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings))
-            self.say(f"resumed at step {int(self.state.step)} of {config.steps}")
-        self.step = jax.jit(made.step, donate_argnums=0, out_shardings=(shardings, None))
-        eval_loss = next_token_objective(made.model, made.execution, chunks=config.loss_chunks,
-                                         token_bytes=corpus.tokenizer.token_bytes())
-        self.eval_step = jax.jit(eval_loss)
-        self.host, self.hosts = sharding.host_rows(config.batch_size, made.mesh)
-        self.writer = MetricsWriter(
-            folder, resume_step=int(self.state.step), config=config.to_dict(),
-            wandb_project=config.wandb_project) if self.main_process else None
-        flops = flops_per_token(made.model, config.row_length)
-        self.clock = loop.Clock(config.batch_size * config.row_length, flops,
-                                peak_flops(dtype=config.execution.dtype))
-        self.validated: dict[str, float] = {}
-        self.describe(flops)
-
-    def say(self, text: str) -> None:
-        if self.main_process:
-            print(text, flush=True)
-
-    def describe(self, flops: float) -> None:
-        count = sum(x.size for x in jax.tree.leaves(self.state.params))
-        tokens = self.config.steps * self.clock.tokens_per_step
-        self.say(f"{count:,} parameters, {flops / 1e6:,.1f} MFLOP a token, mesh {dict(self.made.mesh.shape)}, "
-                 f"{self.corpus.train_tokens:,} training tokens "
-                 f"({self.corpus.train_bytes / self.corpus.train_tokens:.2f} bytes each), "
-                 f"{tokens:,} to take ({tokens / self.corpus.train_tokens:.2f} epochs); run folder {self.folder}")
-
-    def batches(self, source: Source, start: int, stop: int):
-        def at(step: int):
-            rows = source.batch_at(step, batch_size=self.config.batch_size, host=self.host, hosts=self.hosts)
-            return sharding.put_batch(rows, self.made.mesh)
-        return prefetch(at, start, depth=2, stop_step=stop)
-
-    def train(self, stop: loop.StopRequest) -> TrainState:
-        config = self.config
-        start = int(self.state.step)
-        batches = self.batches(self.corpus.training, start, config.steps)
-        every = ((config.validation_steps, self.validate), (config.sample_steps, self.sample),
-                 (config.checkpoint_steps, self.save))
-        try:
-            return loop.train(self.state, self.step, batches, steps=config.steps, clock=self.clock, report=self.report,
-                              every=every, max_skips=config.max_skips, stop=stop)
-        except loop.TooManySkips as error:
-            latest = self.checkpoints.latest
-            good = "there is no checkpoint" if latest is None else (
-                f"the last good checkpoint is step {latest} in {self.checkpoints.folder}")
-            raise ValueError(f"{error}; {good}. Lower optimizer.learning_rate, raise warmup_steps or look at the "
-                             f"data") from error
-        finally:
-            batches.close()
-
-    def report(self, number: int, metrics: Mapping[str, float]) -> None:
-        """Prints and writes one progress line every log_steps, at the first step and at the last."""
-        config = self.config
-        if number % config.log_steps and number not in (1, config.steps):
-            return
-        rates = self.clock.read()
-        values = {**metrics, **rates}
-        if self.writer is not None:
-            self.writer.write(number, values)
-        left = (config.steps - number) * rates["seconds_per_step"]
-        mfu = f"{rates['mfu']:.1%}" if "mfu" in rates else "n/a"
-        skipped = f" skipped {metrics['skipped']:.0f}" if metrics["skipped"] else ""
-        self.say(f"step {number}/{config.steps} loss {metrics['loss']:.4f} grad {metrics['grad_norm']:.3f} "
-                 f"lr {metrics['learning_rate']:.2e} {rates['tokens_per_second']:,.0f} tok/s mfu {mfu} "
-                 f"left {left / 60:.0f}:{left % 60:02.0f}{skipped}")
-
-    def weights(self, state: TrainState) -> Any:
-        """The weights that count: the moving average where there is one."""
-        return state.params if state.ema is None else state.ema
-
-    def validate(self, number: int, state: TrainState) -> None:
-        """Loss and bits per byte on the held-out documents of every source."""
-        values: dict[str, float] = {}
-        for spec, source in self.corpus.validation.items():
-            count = source.steps(self.config.batch_size)
-            count = min(count, self.config.validation_batches or count)
-            found = evaluate(self.eval_step, self.weights(state), self.batches(source, 0, count))
-            prefix = "validation" if len(self.corpus.validation) == 1 else f"validation/{spec}"
-            values |= {f"{prefix}_{name}": found[name] for name in ("loss", "bits_per_byte")}
-        if "validation_loss" not in values:
-            for name in ("loss", "bits_per_byte"):
-                values[f"validation_{name}"] = float(np.mean([v for k, v in values.items() if k.endswith(name)]))
-        self.validated = values
-        if self.writer is not None:
-            self.writer.write(number, values)
-        self.say(f"step {number} validation loss {values['validation_loss']:.4f} "
-                 f"bits per byte {values['validation_bits_per_byte']:.4f}")
-
-    def sample(self, number: int, state: TrainState) -> None:
-        """Continues the prompts; the texts go to the terminal and to samples.jsonl."""
-        config, tokenizer = self.config, self.corpus.tokenizer
-        if not config.sample_prompts:
-            return
-        room = self.made.model.max_positions - config.sample_tokens
-        prompts = [[tokenizer.end_of_text, *tokenizer.encode(text)][:room] for text in config.sample_prompts]
-        result = generate(
-            self.weights(state), self.made.model, prompts, seed=number, max_tokens=config.sample_tokens,
-            settings=SamplingSettings(temperature=config.sample_temperature), stop_tokens=(tokenizer.end_of_text,),
-            valid_vocab=tokenizer.vocab_size, execution=self.made.execution)
-        texts = [tokenizer.decode([t for t in row if t != tokenizer.end_of_text]) for row in result.texts()]
-        if not self.main_process:
-            return
-        with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
-            for prompt, text in zip(config.sample_prompts, texts, strict=True):
-                file.write(json.dumps({"step": number, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
-                print(f"step {number} sample: {prompt}|{text}", flush=True)
-
-    def save(self, number: int, state: TrainState) -> None:
-        """Starts a checkpoint of the whole state."""
-        self.checkpoints.save(number, state, self.validated or None)
-
-    def finish(self, state: TrainState, interrupted: bool) -> None:
-        """Saves, writes the model folder and the report, and says where they are."""
-        number = int(state.step)
-        if not interrupted:
-            if not self.config.validation_steps or number % self.config.validation_steps:
-                self.validate(number, state)
-            if not self.config.sample_steps or number % self.config.sample_steps:
-                self.sample(number, state)
-        self.save(number, state)
-        self.checkpoints.wait()
-        self.checkpoints.close()
-        save_model(self.folder / "model", self.weights(state), self.made.model, self.corpus.tokenizer)
-        if self.writer is not None:
-            self.writer.close()
-            report.write_pretraining(self.folder, self.config)
-        minutes = (time.perf_counter() - self.begun) / 60
-        if interrupted:
-            self.say(f"stopped at step {number} of {self.config.steps} after {minutes:.1f} minutes and saved; the same "
-                     f"command resumes")
-        else:
-            self.say(f"done in {minutes:.1f} minutes; model in {self.folder / 'model'}, report in "
-                     f"{self.folder / 'report.html'}")
 
 
 if __name__ == "__main__":

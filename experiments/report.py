@@ -33,14 +33,14 @@ blockquote { margin: .6rem 0; padding: .6rem 1rem; background: var(--soft); bord
 
 
 def claim_folder(folder: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the run folder and writes the resolved config, or checks that the one there is the same.
+    """Makes the run folder and writes the resolved config, or checks that the run begun there has the same.
 
     Raises:
       ValueError: when the folder holds a run of another config; names the keys that differ.
     """
     wanted = json.loads(json.dumps(config.to_dict(), default=str))
     path = folder / "config.json"
-    if path.exists():
+    if path.exists() and (folder / "checkpoints").exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         old, new = _flatten(found), _flatten(wanted)
         keys = [f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
@@ -73,7 +73,8 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
     return (f"<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
             f"<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">"
             f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
-            f"<body><h1>{html.escape(title)}</h1><p class=\"dim\">{html.escape(subtitle)}</p>\n{body}\n</body></html>\n")
+            f"<body><h1>{html.escape(title)}</h1><p class=\"dim\">{html.escape(subtitle)}</p>\n{body}\n"
+            f"</body></html>\n")
 
 
 def table(rows: Sequence[tuple[str, Any]]) -> str:
@@ -122,8 +123,9 @@ def write_pretraining(folder: pathlib.Path, config: ConfigDict) -> None:
         lines = [line("training", steps, "loss")] + ([line("validation", checks, "validation_loss")] if checks else [])
         sections.append(("Loss", curves(lines, x_label="million tokens", y_label="nats per token")))
     if checks:
-        sections.append(("Validation, bits per byte of text", curves(
-            [line("validation", checks, "validation_bits_per_byte")], x_label="million tokens", y_label="bits per byte")))
+        bits = line("validation", checks, "validation_bits_per_byte")
+        sections.append(("Validation, bits per byte of text",
+                         curves([bits], x_label="million tokens", y_label="bits per byte")))
     sections.append(("Samples", _samples(folder)))
     if steps:
         sections.append(("Gradient norm and learning rate", curves(
