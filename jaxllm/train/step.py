@@ -110,7 +110,7 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
     """
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, loss, extra = accumulate_gradients(loss_fn, state.params, batch, microbatches)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss.total) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
