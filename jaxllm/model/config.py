@@ -251,5 +251,5 @@ def load_config(path: str | os.PathLike) -> ModelConfig:
     try:
         with open(path, encoding="utf-8") as file:
             return ModelConfig(**json.load(file))
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{os.fspath(path)} does not hold a model configuration: {error}") from error

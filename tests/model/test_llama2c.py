@@ -71,8 +71,8 @@ def write_checkpoint(path, vocab_size):
     """A tiny checkpoint whose weights are 0, 1, 2, ... in file order."""
     dim, mlp_dim, layers, heads, kv_heads, length = 4, 6, 2, 2, 1, 3
     V, H = abs(vocab_size), dim // heads
-    count = (V * dim + layers * (2 * dim + 2 * dim * dim + 2 * kv_heads * H * dim + 3 * dim * mlp_dim)
-             + dim + length * H + (V * dim if vocab_size < 0 else 0))
+    block = 2 * dim + 2 * dim * dim + 2 * kv_heads * H * dim + 3 * dim * mlp_dim
+    count = V * dim * (2 if vocab_size < 0 else 1) + layers * block + dim + length * H
     header = struct.pack("<7i", dim, mlp_dim, layers, heads, kv_heads, vocab_size, length)
     path.write_bytes(header + np.arange(count, dtype="<f4").tobytes())
 
