@@ -69,20 +69,15 @@ class MetricsWriter:
                  config: Mapping[str, Any] | None = None) -> None:
         from tensorboardX import SummaryWriter
 
+        wandb = _import_wandb() if wandb_project else None
         os.makedirs(folder, exist_ok=True)
         self._path = os.path.join(folder, "metrics.jsonl")
         _keep_lines_up_to(self._path, resume_step)
         self._file = open(self._path, "a", encoding="utf-8")
-        self._events = SummaryWriter(os.path.join(folder, "events"), purge_step=resume_step or None)
-        self._wandb = None
-        if wandb_project:
-            try:
-                import wandb
-            except ImportError as error:
-                raise ValueError("wandb_project is set and wandb is missing: pip install 'jaxllm[wandb]', or "
-                                 "leave wandb_project empty") from error
-            self._wandb = wandb.init(project=wandb_project, dir=os.fspath(folder), config=dict(config or {}),
-                                     id=os.path.basename(os.path.abspath(folder)), resume="allow")
+        self._events = SummaryWriter(os.path.join(folder, "events"), purge_step=resume_step + 1)
+        self._wandb = None if wandb is None else wandb.init(
+            project=wandb_project, dir=os.fspath(folder), config=dict(config or {}),
+            id=os.path.basename(os.path.abspath(folder)), resume="allow")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Records `scalars` under `step`, at once (a kill loses nothing that was written)."""
@@ -100,6 +95,15 @@ class MetricsWriter:
         self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("wandb_project is set and wandb is missing: pip install 'jaxllm[wandb]', or "
+                         "leave wandb_project empty") from error
+    return wandb
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:

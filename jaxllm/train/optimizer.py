@@ -18,20 +18,26 @@ def learning_rate_schedule(name: str, peak: float, *, warmup_steps: int, total_s
     Args:
       name: "cosine" and "linear" fall from the end of the warm-up; "wsd" (warm-up, stable, decay) holds the peak
         and falls linearly over the last `decay_fraction` of all steps.
-      peak: highest learning rate.
+      peak: highest learning rate, above 0.
       warmup_steps: steps from 0 to the peak; step 0 already takes peak / warmup_steps.
       total_steps: steps of the whole run.
       final_fraction: in [0, 1].
       decay_fraction: in (0, 1], of "wsd" alone.
 
     Raises:
-      ValueError: for an unknown name, or a warm-up that leaves no step after it.
+      ValueError: for an unknown name, a number out of range, or a warm-up that leaves no step after it.
 
     References: Loshchilov and Hutter, SGDR, 2016. https://arxiv.org/abs/1608.03983
       Hu et al., MiniCPM, 2024 (WSD). https://arxiv.org/abs/2404.06395
     """
     if name not in SCHEDULES:
         raise ValueError(f"optimizer.schedule is {name!r}; choose one of {SCHEDULES}")
+    if peak <= 0:
+        raise ValueError(f"optimizer.learning_rate ({peak}) must be above 0")
+    if not 0 <= final_fraction <= 1:
+        raise ValueError(f"optimizer.final_fraction ({final_fraction}) must lie in [0, 1]")
+    if not 0 < decay_fraction <= 1:
+        raise ValueError(f"optimizer.decay_fraction ({decay_fraction}) must lie in (0, 1]")
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"optimizer.warmup_steps ({warmup_steps}) must be at least 0 and less than steps "
                          f"({total_steps})")
@@ -65,7 +71,8 @@ def make_optimizer(name: str, learning_rate: optax.ScalarOrSchedule, *, beta1: f
 
     Args:
       name: "adamw", or "muon": orthogonalised momentum for the matrices of the blocks (its update scaled to
-        AdamW's root mean square, so that the same learning rate serves), AdamW without decay for the rest.
+        AdamW's root mean square, so that the same learning rate serves), Adam with Nesterov momentum and no decay
+        for the rest.
       learning_rate: a number or a schedule.
       beta1, beta2, epsilon: of Adam; beta1 is also Muon's momentum.
       weight_decay: decoupled, times the learning rate; see `decay_mask`.
