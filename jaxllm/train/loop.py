@@ -110,6 +110,7 @@ def train(state: TrainState, step_fn: Callable[[TrainState, Any], tuple[TrainSta
 
     Raises:
       TooManySkips: after `max_skips` skipped steps in a row.
+      ValueError: when the batches end too early.
     """
     pending: tuple[int, Mapping[str, jax.Array]] | None = None
 
@@ -128,7 +129,10 @@ def train(state: TrainState, step_fn: Callable[[TrainState, Any], tuple[TrainSta
     iterator = iter(batches)
     for number in range(int(state.step) + 1, steps + 1):
         asked = time.perf_counter()
-        batch = next(iterator)
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            raise ValueError(f"the batches ended before step {number} of {steps}") from None
         clock.waited(time.perf_counter() - asked)
         state, metrics = step_fn(state, batch)
         settle()

@@ -130,6 +130,7 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
         metrics = {"loss": loss.value, "grad_norm": grad_norm, "tokens": loss.weight,
                    "skipped": new_state.skipped, "skipped_in_a_row": new_state.skipped_in_a_row}
         if learning_rate is not None:
-            metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
+            # The optimizer counts the steps that it took, not those that were skipped.
+            metrics["learning_rate"] = jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)
         return new_state, metrics | {name: mean.value for name, mean in extra.items()}
     return step

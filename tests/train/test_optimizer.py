@@ -6,13 +6,15 @@ import optax
 import pytest
 
 from jaxllm.model.config import preset
-from jaxllm.model.params import abstract_params, init
+from jaxllm.model.params import abstract_params
 from jaxllm.train.optimizer import decay_mask, learning_rate_schedule, make_optimizer
 
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.device_get(jax.jit(init, static_argnums=0)(preset("nano"), jax.random.key(0)))
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: 0.1 * random.normal(size=leaf.shape).astype(np.float32),
+                        abstract_params(preset("nano")))
 
 
 @pytest.fixture(scope="module")
