@@ -9,6 +9,7 @@ The same command resumes a run that was stopped or killed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 import time
@@ -40,9 +41,9 @@ def main(config: ConfigDict, workdir: str) -> None:
     corpus = corpora.prepare(config.data, config.row_length, config.seed)
     made = plan(config, mesh, corpus.tokenizer.vocab_size)
     with jax.set_mesh(mesh), loop.StopRequest() as stop:
-        run = Run(config, folder, corpus, made, begun)
-        state = run.train(stop)
-        run.finish(state, interrupted=stop.requested and int(state.step) < config.steps)
+        with contextlib.closing(Run(config, folder, corpus, made, begun)) as run:
+            state = run.train(stop)
+            run.finish(state, interrupted=stop.requested and int(state.step) < config.steps)
 
 
 def check(config: ConfigDict) -> None:

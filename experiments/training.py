@@ -204,10 +204,8 @@ class Run:
                 self.sample(number, state)
         self.save(number, state)
         self.checkpoints.wait()
-        self.checkpoints.close()
         save_model(self.folder / "model", self.weights(state), self.made.model, self.corpus.tokenizer)
-        if self.writer is not None:
-            self.writer.close()
+        if self.main_process:
             report.write_pretraining(self.folder, self.config)
         minutes = (time.perf_counter() - self.begun) / 60
         if interrupted:
@@ -216,3 +214,9 @@ class Run:
         else:
             self.say(f"done in {minutes:.1f} minutes; model in {self.folder / 'model'}, report in "
                      f"{self.folder / 'report.html'}")
+
+    def close(self) -> None:
+        """Closes what is open, however the run ended."""
+        if self.writer is not None:
+            self.writer.close()
+        self.checkpoints.close()

@@ -35,7 +35,7 @@ class Checkpoints:
                               keep_checkpoints_without_metrics=False)
         policy = policies.AnyPreservationPolicy([policies.LatestN(keep_last), best])
         self._manager = ocp.CheckpointManager(
-            self.folder, options=ocp.CheckpointManagerOptions(
+            self.folder, item_handlers=ocp.StandardCheckpointHandler(), options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy, cleanup_tmp_directories=True, enable_async_checkpointing=True))
 
     @property
