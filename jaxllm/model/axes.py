@@ -30,8 +30,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
 def partition_spec(axes: Sequence[str | None], mesh_axes: Sequence[str] = MESH_AXES) -> PartitionSpec:
     """The PartitionSpec of an array whose dimensions have these logical axes, on a mesh with `mesh_axes`.
 
-    >>> partition_spec(("batch", None, "heads"))
-    PartitionSpec(('data', 'fsdp'), None, 'tensor')
+    >>> tuple(partition_spec(("batch", None, "heads")))
+    (('data', 'fsdp'), None, 'tensor')
     """
     entries: list[str | tuple[str, ...] | None] = []
     for axis in axes:
