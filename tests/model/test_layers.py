@@ -135,7 +135,8 @@ def test_queries_and_keys_are_normalised_and_then_turned():
     """QK-norm leaves each head an RMS of one, which turning keeps; values stay as projected."""
     config = preset("nano", qk_norm=True, norm_eps=1e-12)
     params = {"query": normal(0, 32, 4, 8), "key": normal(1, 32, 2, 8),
-              "value": normal(2, 32, 2, 8), "query_norm": {"scale": jnp.ones(8)}, "key_norm": {"scale": 2 * jnp.ones(8)}}
+              "value": normal(2, 32, 2, 8), "query_norm": {"scale": jnp.ones(8)},
+              "key_norm": {"scale": 2 * jnp.ones(8)}}
     h = jnp.asarray(normal(3, 1, 5, 32))
     tables = rotary_tables(config, jnp.arange(5)[None])
     q, k, v = query_key_value(h, params, config, tables)
