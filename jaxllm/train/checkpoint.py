@@ -6,6 +6,8 @@ A run keeps `checkpoints/<step>/` (the whole TrainState). A model folder holds `
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import pathlib
 import shutil
@@ -14,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
@@ -21,6 +24,14 @@ from jaxllm.model.config import ModelConfig, load_config, save_config
 from jaxllm.model.params import Params, abstract_params
 
 Path = str | os.PathLike
+
+
+def _not_raised_again(record: logging.LogRecord) -> bool:
+    """orbax logs every failure from each of its threads, a traceback each, before it raises; once is enough."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_not_raised_again)
 
 
 class Checkpoints:
@@ -31,8 +42,11 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep_last: int = 2, best_metric: str = "validation_loss") -> None:
         self.folder = pathlib.Path(folder).absolute()
-        best = policies.BestN(get_metric_fn=lambda metrics: -metrics[best_metric], n=1,
-                              keep_checkpoints_without_metrics=False)
+
+        def goodness(metrics: dict[str, float]) -> float:
+            value = metrics[best_metric]
+            return -value if math.isfinite(value) else -math.inf
+        best = policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
         policy = policies.AnyPreservationPolicy([policies.LatestN(keep_last), best])
         self._manager = ocp.CheckpointManager(
             self.folder, item_handlers=ocp.StandardCheckpointHandler(), options=ocp.CheckpointManagerOptions(
@@ -87,12 +101,21 @@ class Checkpoints:
         self._manager.close()
 
     def _failure(self, error: Exception) -> OSError:
-        steps = sorted(path.name for path in self.folder.iterdir() if path.name.isdigit()) if (
-            self.folder.exists()) else []
-        last = f"the last good checkpoint is step {max(map(int, steps))}" if steps else "there is no good checkpoint"
-        reason = str(error).strip().split("\n")[0][:300]
-        return OSError(f"a checkpoint could not be written to {self.folder} ({reason}); {last}; free space on the disk "
-                       f"and run the same command again")
+        """The sentence for a save that failed; clears away what it left, which a full disk can use."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
+        for name in names:
+            if name.endswith(".orbax-checkpoint-tmp") and jax.process_index() == 0:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+        steps = [int(name) for name in names if name.isdigit()]
+        last = f"the last good checkpoint is step {max(steps)}" if steps else "there is no good checkpoint"
+        return OSError(f"a checkpoint could not be written to {self.folder} ({_reason(error)}); {last}; free space on "
+                       f"the disk and run the same command again")
+
+
+def _reason(error: Exception) -> str:
+    """The end of an error's first line, which is where TensorStore says what the system said."""
+    line = (str(error).strip() or type(error).__name__).split("\n")[0].split(" [tensorstore_spec")[0]
+    return line if len(line) <= 200 else "..." + line[-200:]
 
 
 def _check_same(saved: Any, target: Any, where: Path) -> None:
@@ -111,21 +134,40 @@ def _check_same(saved: Any, target: Any, where: Path) -> None:
 
 
 def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Writes a model folder, whole or not at all; one that is already there is replaced."""
+    """Writes a model folder, whole or not at all; one that is already there is replaced.
+
+    Every process of a run must call it: each writes its own part of the weights.
+
+    Raises:
+      OSError: when it could not be written.
+    """
     folder = pathlib.Path(folder).absolute()
-    temporary = folder.with_name(folder.name + ".tmp")
-    old = folder.with_name(folder.name + ".old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(temporary / "params", params)
-    save_config(config, temporary / "config.json")
-    tokenizer.save(temporary / "tokenizer")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    first = jax.process_index() == 0
+    if first:
+        if old.exists() and not folder.exists():  # killed between the two renames below
+            os.replace(old, folder)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        if first:
+            temporary.mkdir(parents=True)
+            save_config(config, temporary / "config.json")
+            tokenizer.save(temporary / "tokenizer")
+        multihost_utils.sync_global_devices("model folder begun")
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / "params", params)
+    except Exception as error:
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"the model could not be written to {folder} ({_reason(error)}); what was there before is "
+                      f"untouched; free space on the disk") from error
+    if first:
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    multihost_utils.sync_global_devices("model folder in place")
 
 
 def load_model(folder: Path, *, dtype: Any = jnp.float32, shardings: Any = None
@@ -149,7 +191,7 @@ def load_model(folder: Path, *, dtype: Any = jnp.float32, shardings: Any = None
                                 f"that holds them; a run writes it when it ends or is interrupted")
     config = load_config(folder / "config.json")
     if shardings is None:
-        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: one, abstract_params(config))
     target = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
                           abstract_params(config), shardings)
