@@ -139,7 +139,8 @@ def test_flops_are_those_that_xla_counts(changes):
     """
     config = preset("nano", dim=256, heads=8, kv_heads=4, head_dim=32, mlp_dim=512,
                     max_positions=256, **changes)
-    unrolled = jax.jit(functools.partial(forward, execution=Execution(scan=False)), static_argnums=1)
+    execution = Execution(scan=False)
+    unrolled = jax.jit(functools.partial(forward, execution=execution), static_argnums=1)
 
     def counted(length):
         tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
