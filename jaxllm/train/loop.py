@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.train.step import TrainState
 
@@ -26,6 +29,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self.agreed = False  # by all processes of a run of several
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -41,6 +45,17 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+
+
+_any = jax.jit(jnp.any)
+
+
+def _votes(requested: bool, state: TrainState) -> jax.Array:
+    """Whether any process of this run was asked to stop; ready when the step that made `state` is."""
+    mesh = state.step.sharding.mesh
+    everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    mine = np.full(len(everywhere.addressable_devices), requested)
+    return _any(jax.make_array_from_process_local_data(everywhere, mine))
 
 
 class Clock:
@@ -103,7 +118,7 @@ def train(state: TrainState, step_fn: Callable[[TrainState, Any], tuple[TrainSta
       report: called as report(n, metrics) for every step, n counting finished steps from 1.
       every: pairs (interval, action): action(n, state) after every `interval` steps; 0 = never.
       max_skips: steps in a row that may be skipped for not being finite.
-      stop: looked at after every step.
+      stop: looked at after every step. In a run of several processes one request stops all, one step later.
 
     Returns:
       The last state.
@@ -112,15 +127,20 @@ def train(state: TrainState, step_fn: Callable[[TrainState, Any], tuple[TrainSta
       TooManySkips: after `max_skips` skipped steps in a row.
       ValueError: when the batches end too early.
     """
-    pending: tuple[int, Mapping[str, jax.Array]] | None = None
+    # Processes hear of a stop at different moments and must all leave after the same step: they vote, and the
+    # votes arrive with the metrics.
+    several = stop is not None and jax.process_count() > 1
+    pending: tuple[int, Mapping[str, jax.Array], jax.Array | bool] | None = None
 
     def settle() -> None:
         nonlocal pending
         if pending is None:
             return
-        number, metrics = pending
-        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        number, (metrics, votes) = pending[0], jax.device_get((dict(pending[1]), pending[2]))
+        values = {name: float(value) for name, value in metrics.items()}
         pending = None
+        if several and votes:
+            stop.requested = stop.agreed = True
         clock.tick()
         report(number, values)
         if values.get("skipped_in_a_row", 0) >= max_skips:
@@ -136,7 +156,7 @@ def train(state: TrainState, step_fn: Callable[[TrainState, Any], tuple[TrainSta
         clock.waited(time.perf_counter() - asked)
         state, metrics = step_fn(state, batch)
         settle()
-        pending = (number, metrics)
+        pending = (number, metrics, _votes(stop.requested, state) if several else False)
         due = [action for interval, action in every if interval and number % interval == 0]
         if due:
             settle()
@@ -144,7 +164,7 @@ def train(state: TrainState, step_fn: Callable[[TrainState, Any], tuple[TrainSta
             for action in due:
                 action(number, state)
             clock.elsewhere(time.perf_counter() - begun)
-        if stop is not None and stop.requested:
+        if stop is not None and (stop.agreed if several else stop.requested):
             break
     settle()
     return state

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.model.axes import MESH_AXES, partition_spec
 from jaxllm.model.config import ModelConfig
-from jaxllm.model.params import check_mesh, partition_specs
+from jaxllm.model.params import abstract_params, check_mesh, partition_specs
 
 
 def make_mesh(sizes: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -61,15 +61,17 @@ def state_shardings(state: Any, config: ModelConfig, mesh: Mesh) -> Any:
       ValueError: when a parameter cannot be split evenly.
     """
     check_mesh(config, dict(mesh.shape))
-    specs = {_names(path): spec for path, spec in jax.tree_util.tree_flatten_with_path(
-        partition_specs(config, mesh.axis_names), is_leaf=lambda x: isinstance(x, PartitionSpec))[0]}
-    longest = max(map(len, specs))
+    table = {_names(path): (leaf.shape, spec) for (path, leaf), spec in zip(
+        jax.tree_util.tree_leaves_with_path(abstract_params(config)),
+        jax.tree.leaves(partition_specs(config, mesh.axis_names), is_leaf=lambda x: isinstance(x, PartitionSpec)),
+        strict=True)}
+    longest = max(map(len, table))
 
     def place(path, leaf) -> NamedSharding:
         names = _names(path)
         for length in range(min(longest, len(names)), 0, -1):
-            spec = specs.get(names[-length:])
-            if spec is not None and len(spec) == leaf.ndim:
+            shape, spec = table.get(names[-length:], (None, None))
+            if shape == tuple(leaf.shape):
                 return NamedSharding(mesh, spec)
         return NamedSharding(mesh, PartitionSpec())
     return jax.tree_util.tree_map_with_path(place, state)
@@ -89,14 +91,14 @@ def host_rows(batch_size: int, mesh: Mesh) -> tuple[int, int]:
 
     Processes that hold copies of the same rows (tensor parallelism across hosts) read the same slice.
     """
-    rows = batch_sharding(mesh).addressable_devices_indices_map((batch_size, 1)).values()
-    starts = [index[0].start or 0 for index in rows]
-    stops = [index[0].stop or batch_size for index in rows]
-    size = max(stops) - min(starts)
-    if batch_size % size or min(starts) % size:
-        raise ValueError(f"this process's devices hold rows {min(starts)}-{max(stops)} of {batch_size}, which is "
-                         f"not one even slice; order the mesh so that a process's devices are neighbours")
-    return min(starts) // size, batch_size // size
+    held = {(index[0].start or 0, index[0].stop or batch_size)
+            for index in batch_sharding(mesh).addressable_devices_indices_map((batch_size, 1)).values()}
+    first, last = min(start for start, _ in held), max(stop for _, stop in held)
+    size = last - first
+    if batch_size % size or first % size or sum(stop - start for start, stop in held) != size:
+        raise ValueError(f"this process's devices hold rows {sorted(held)} of {batch_size}, which are not one even "
+                         f"slice; order the mesh so that a process's devices are neighbours")
+    return first // size, batch_size // size
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
