@@ -97,6 +97,8 @@ class ModelConfig:
                                ("bias", BIASES)):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"model.{field} is {getattr(self, field)!r}; choose one of {allowed}")
+        if not isinstance(self.windows, (tuple, list)) or not all(isinstance(w, int) for w in self.windows):
+            raise ValueError(f"model.windows is {self.windows!r}; give a tuple of integers, such as (0,)")
         object.__setattr__(self, "windows", tuple(self.windows))
         if isinstance(self.rope_scaling, dict):
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))

@@ -27,6 +27,7 @@ def test_a_wrong_field_is_named(field, value):
 @pytest.mark.parametrize("changes, sentence", [
     (dict(heads=4, kv_heads=3), r"model.heads \(4\) must be a multiple of model.kv_heads \(3\)"),
     (dict(head_dim=7), "must be even"),
+    (dict(windows=5), "a tuple of integers"),
     (dict(windows=()), "one or more"),
     (dict(windows=(4, 0, 0)), r"divides model.layers \(2\)"),
     (dict(windows=(-1,)), ">= 0")])
