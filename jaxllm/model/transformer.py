@@ -123,7 +123,7 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array, positions: jax
     if config.scale_embedding:
         x = x * jnp.asarray(config.dim ** 0.5, dtype)
     if config.positions == "learned":
-        x = x + params["embedding"]["positions"][positions].astype(dtype)
+        x = x + constrain(params["embedding"]["positions"], (None, None))[positions].astype(dtype)
     return constrain(x, ("batch", None, None))
 
 
