@@ -20,6 +20,9 @@ from flax import struct
 
 Number = float | jax.Array
 
+# How many of the likeliest tokens top-p looks at before it sorts the whole vocabulary.
+CANDIDATES = 512
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings:
@@ -187,18 +190,34 @@ def top_p(logits: jax.Array, p: Number) -> jax.Array:
         return logits
     tail = _rows(1.0 - p if isinstance(p, (int, float)) else jnp.where(p >= 1.0, -1.0, 1.0 - p))
 
-    def cut(logits):
+    return jax.lax.cond(jnp.any(tail >= 0), lambda x: _nucleus(x, tail), lambda x: x, logits)
+
+
+def _nucleus(logits: jax.Array, tail: jax.Array) -> jax.Array:
+    """Top-p where `tail` [1 or B, 1] is 1 - p."""
+    V = logits.shape[-1]
+
+    def among_all(logits):
         ascending = jnp.sort(logits, axis=-1)
         dropped = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= tail
-        count = jnp.minimum(jnp.sum(dropped, axis=-1, keepdims=True), logits.shape[-1] - 1)
-        smallest = jnp.take_along_axis(ascending, count, axis=-1)
-        # Equal logits may lie on both sides of the cut: `going` of them go, from the lowest id.
-        equal = logits == smallest
-        going = count - jnp.sum(logits < smallest, axis=-1, keepdims=True)
-        goes = (logits < smallest) | (equal & (jnp.cumsum(equal, axis=-1) <= going))
-        return jnp.where(goes, -jnp.inf, logits)
+        kept = jnp.maximum(V - jnp.sum(dropped, axis=-1, keepdims=True), 1)
+        return kept, jnp.take_along_axis(ascending, V - kept, axis=-1)
 
-    return jax.lax.cond(jnp.any(tail >= 0), cut, lambda logits: logits, logits)
+    # A sort of a whole vocabulary costs far more than a step of a small model, and the nucleus is
+    # nearly always within the likeliest few.
+    likely = jax.lax.top_k(logits, min(CANDIDATES, V))[0]
+    p = jnp.exp(likely - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+    above = jnp.cumsum(p, axis=-1) - p
+    kept = jnp.maximum(jnp.sum(1.0 - above > tail, axis=-1, keepdims=True), 1)
+    within = (kept < likely.shape[-1]) | (tail < 0)
+    smallest = jnp.take_along_axis(likely, kept - 1, axis=-1)
+    kept, smallest = jax.lax.cond(jnp.all(within) | (likely.shape[-1] == V),
+                                  lambda _: (kept, smallest), among_all, logits)
+    # Equal logits may lie on both sides of the cut: those of the lowest ids go.
+    equal = logits == smallest
+    going = jnp.sum(logits >= smallest, axis=-1, keepdims=True) - kept
+    goes = (logits < smallest) | (equal & (jnp.cumsum(equal, axis=-1) <= going))
+    return jnp.where(goes & (tail >= 0), -jnp.inf, logits)
 
 
 def min_p(logits: jax.Array, p: Number) -> jax.Array:

@@ -74,6 +74,16 @@ def test_a_row_of_different_values_equals_each_value_alone(processors):
     np.testing.assert_array_equal(sampling.top_p(LOGITS, jnp.array(ps)), np.stack(alone))
 
 
+@pytest.mark.parametrize("candidates", [1, 40])
+def test_top_p_beyond_its_candidates_equals_hugging_faces(processors, monkeypatch, candidates):
+    monkeypatch.setattr(sampling, "CANDIDATES", candidates)
+    for p in (1e-6, 0.5, 0.9, 0.999):
+        expected = processors("TopPLogitsWarper", p, LOGITS)
+        np.testing.assert_array_equal(sampling.top_p(LOGITS, p), expected)
+    for row in range(B):  # alone, a peaked row stays within them
+        np.testing.assert_array_equal(sampling.top_p(LOGITS[row:row + 1], p)[0], expected[row])
+
+
 ORDERS = [SamplingSettings(0.7, 40, 0.9, 0.02, 1.2), SamplingSettings(1.5, 5, 0.5),
           SamplingSettings(top_p=0.3, min_p=0.5)]
 
