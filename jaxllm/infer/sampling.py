@@ -216,8 +216,9 @@ def _nucleus(logits: jax.Array, tail: jax.Array) -> jax.Array:
     # Equal logits may lie on both sides of the cut: those of the lowest ids go.
     equal = logits == smallest
     going = jnp.sum(logits >= smallest, axis=-1, keepdims=True) - kept
-    goes = (logits < smallest) | (equal & (jnp.cumsum(equal, axis=-1) <= going))
-    return jnp.where(goes & (tail >= 0), -jnp.inf, logits)
+    equal = jax.lax.cond(jnp.any(going > 0), lambda x: x & (jnp.cumsum(x, axis=-1) <= going),
+                         jnp.zeros_like, equal)
+    return jnp.where(((logits < smallest) | equal) & (tail >= 0), -jnp.inf, logits)
 
 
 def min_p(logits: jax.Array, p: Number) -> jax.Array:
