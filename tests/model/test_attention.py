@@ -104,8 +104,8 @@ def test_masks_by_hand():
 def test_masks_of_a_cache_by_hand():
     """Two new positions a row against six slots: at 1 and 2, and at 4 and 5."""
     def seen(window):
-        q, k = np.zeros((2, 2, 1, 6), np.float32), np.zeros((2, 6, 1, 6), np.float32)
-        v = np.tile(np.eye(6, dtype=np.float32)[None, :, None], (2, 1, 1, 1))
+        q, k = np.zeros((2, 2, 1, 6), np.float32), np.zeros((2, 1, 6, 6), np.float32)
+        v = np.tile(np.eye(6, dtype=np.float32)[None, None], (2, 1, 1, 1))
         positions = np.array([[1, 2], [4, 5]], np.int32)
         attend_positions = jax.jit(functools.partial(attend_cached, scale=1.0, window=window))
         return np.asarray(attend_positions(q, k, v, positions))[:, :, 0] > 0
@@ -119,8 +119,8 @@ def test_masks_of_a_cache_by_hand():
 def test_the_softmax_is_of_float32_whatever_the_dtype():
     """Logits around 300 differ by less than a bfloat16 can hold there, and still count."""
     q = jnp.full((1, 1, 1, 2), 1.0, jnp.bfloat16)
-    k = jnp.array([[300.0, 0.0], [300.0, 0.5]], jnp.bfloat16).reshape(1, 2, 1, 2)
-    v = jnp.array([0.0, 0.0, 1.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 2)
+    k = jnp.array([[300.0, 0.0], [300.0, 0.5]], jnp.bfloat16).reshape(1, 1, 2, 2)
+    v = jnp.array([0.0, 0.0, 1.0, 1.0], jnp.bfloat16).reshape(1, 1, 2, 2)
     out = jax.jit(functools.partial(weigh, scale=1.0))(q, k, v, jnp.ones((1, 1, 1, 2), bool))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32).ravel(), 1 / (1 + np.exp(-0.5)), atol=3e-3)
