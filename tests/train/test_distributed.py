@@ -32,7 +32,7 @@ def two_processes(tmp_path_factory):
     children = [subprocess.Popen([*command, str(process), str(folder)], env=environment, text=True,
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for process in range(2)]
     try:
-        said = [child.communicate(timeout=240) for child in children]
+        said = [child.communicate(timeout=150) for child in children]
     finally:
         for child in children:
             child.kill()

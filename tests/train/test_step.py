@@ -8,13 +8,14 @@ import pytest
 
 from jaxllm.data.packing import Batch
 from jaxllm.model.config import Execution, preset
-from jaxllm.model.params import init
+from jaxllm.model.params import abstract_params
 from jaxllm.train.metrics import Mean
 from jaxllm.train.objective import evaluate, next_token_objective
 from jaxllm.train.optimizer import learning_rate_schedule, make_optimizer
 from jaxllm.train.step import accumulate_gradients, init_state, make_train_step
 
 RNG = np.random.default_rng(0)
+QUICK = {"xla_backend_optimization_level": 0}  # to compile, that is
 
 
 def toy_loss(params, batch):
@@ -47,13 +48,18 @@ def nano_batch(weights=None, rows=4, length=16, seed=0):
 def nano():
     """(config, params, loss_fn)"""
     config = preset("nano", layers=1)
-    return config, init(config, jax.random.key(0)), next_token_objective(config, Execution(), z_loss=1e-4)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: np.float32(0.1 * rng.normal(size=x.shape)), abstract_params(config))
+    params["blocks"]["attention"]["norm"]["scale"] += 1
+    params["blocks"]["mlp"]["norm"]["scale"] += 1
+    return config, params, next_token_objective(config, Execution(), z_loss=1e-4)
 
 
 @pytest.fixture(scope="module")
 def nano_gradients(nano):
     """(params, batch, pieces) -> (gradients, loss, metrics), compiled once for each number of pieces."""
-    return jax.jit(lambda params, batch, pieces: accumulate_gradients(nano[2], params, batch, pieces), static_argnums=2)
+    return jax.jit(lambda params, batch, pieces: accumulate_gradients(nano[2], params, batch, pieces), static_argnums=2,
+                   compiler_options=QUICK)
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 6])
@@ -188,8 +194,9 @@ def test_our_model_learns_one_batch_by_heart_and_traces_once(nano):
 
     schedule = learning_rate_schedule("cosine", 0.02, warmup_steps=5, total_steps=60)
     optimizer = make_optimizer("adamw", schedule, weight_decay=0.0)
-    step = jax.jit(make_train_step(counted_loss, optimizer, learning_rate=schedule), donate_argnums=0)
-    state = init_state(jax.tree.map(jnp.copy, params), optimizer)
+    step = jax.jit(make_train_step(counted_loss, optimizer, learning_rate=schedule), donate_argnums=0,
+                   compiler_options=QUICK)
+    state = init_state(jax.device_put(params), optimizer)
     batch = nano_batch()
     state, metrics = step(state, batch)
     assert 5.0 < float(metrics["cross_entropy"]) < 6.0
@@ -218,5 +225,5 @@ def test_bits_per_byte_of_the_objective(nano):
     loss_fn = next_token_objective(config, token_bytes=np.full(250, 2, np.int32))
     batch = nano_batch()
     batch = batch.replace(targets=batch.targets % 250)
-    loss, metrics = jax.jit(loss_fn)(params, batch)
+    loss, metrics = jax.jit(loss_fn, compiler_options=QUICK)(params, batch)
     np.testing.assert_allclose(metrics["bits_per_byte"].value, loss.value / np.log(2) / 2, rtol=1e-6)
