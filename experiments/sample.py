@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import launch
+from experiments import launch, report
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.infer.generate import generate, stream, stream_text
 from jaxllm.infer.prompts import check_prompts
 from jaxllm.infer.sampling import SamplingSettings
 from jaxllm.model.config import Execution
 from jaxllm.model.params import unstack_blocks
+from jaxllm.train.checkpoint import load_model
 
 SEPARATOR = "---"
 
@@ -34,8 +34,6 @@ def main(config: ConfigDict, workdir: str) -> None:
       ValueError: for a setting out of range, a bad prompts file or a prompt too long for the model.
       FileNotFoundError: when there is no such model or prompts file.
     """
-    from jaxllm.train.checkpoint import load_model
-
     settings = SamplingSettings(**{key: config[key] for key in (
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty")})
     check(config)
@@ -57,7 +55,8 @@ def main(config: ConfigDict, workdir: str) -> None:
     for record in records:
         print(heading(record["prompt"], record["sample"]) + record["text"], flush=True)
     if config.output:
-        write(pathlib.Path(config.output), records)
+        report.write_text(pathlib.Path(config.output),
+                          "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def check(config: ConfigDict) -> None:
@@ -158,14 +157,6 @@ def to_records(result, tokenizer: Tokenizer, prompts: list[str], samples: int,
                         "tokens": row, "logp": np.asarray(result.logp[i, :len(row)]).tolist(),
                         "stopped": bool(result.stopped[i])})
     return records
-
-
-def write(path: pathlib.Path, records: list[dict]) -> None:
-    """Writes jsonl, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@
 
 import hashlib
 import json
-import os
 import pathlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
-from experiments import launch
+from experiments import launch, report
 from jaxllm.data.sources import open_source
 from jaxllm.data.tokenizer import ENCODINGS, Tokenizer, load_tokenizer, train_tokenizer
 
@@ -38,15 +37,15 @@ def main(config: ConfigDict, workdir: str) -> None:
         limited(texts(documents, config.heldout_percent, heldout=False), config.max_characters),
         config.vocab_size, config.pattern, tuple(config.special_tokens))
     print(f"trained {tokenizer.name} in {time.perf_counter() - started:.1f} s", flush=True)
-    report = {"source": config.source, "heldout_documents": len(heldout),
-              "heldout_bytes": sum(len(text.encode("utf-8", "replace")) for text in heldout),
-              "fingerprint": tokenizer.fingerprint,
-              "tokenizers": [measure(entry, heldout, config.threads)
-                             for entry in (tokenizer, *references)]}
+    measured = {"source": config.source, "heldout_documents": len(heldout),
+                "heldout_bytes": sum(len(text.encode("utf-8", "replace")) for text in heldout),
+                "fingerprint": tokenizer.fingerprint,
+                "tokenizers": [measure(entry, heldout, config.threads)
+                               for entry in (tokenizer, *references)]}
     tokenizer.save(workdir / "tokenizer")
-    table = markdown(report)
-    write(workdir / "compression.json", json.dumps(report, indent=2) + "\n")
-    write(workdir / "compression.md", table)
+    table = markdown(measured)
+    report.write_text(workdir / "compression.json", json.dumps(measured, indent=2) + "\n")
+    report.write_text(workdir / "compression.md", table)
     print(table + f"\nwritten: {workdir}/tokenizer, compression.md, compression.json")
 
 
@@ -104,11 +103,11 @@ def measure(tokenizer: Tokenizer | dict, heldout: Sequence[str], threads: int) -
             "bytes_per_token": size / tokens, "encode_mb_per_second": size / 1e6 / seconds}
 
 
-def markdown(report: dict) -> str:
+def markdown(measured: dict) -> str:
     """Returns the report as a table, with the tokens of each in proportion to ours."""
-    ours, *references = report["tokenizers"]
-    lines = [f"Compression on {report['heldout_documents']:,} held-out documents "
-             f"({report['heldout_bytes']:,} bytes) of `{report['source']}`.", "",
+    ours, *references = measured["tokenizers"]
+    lines = [f"Compression on {measured['heldout_documents']:,} held-out documents "
+             f"({measured['heldout_bytes']:,} bytes) of `{measured['source']}`.", "",
              "| tokenizer | vocabulary | tokens | bytes per token | tokens against ours | MB/s |",
              "|---|---|---|---|---|---|"]
     for row in (ours, *references):
@@ -121,13 +120,6 @@ def markdown(report: dict) -> str:
     missing = [row for row in references if "not_measured" in row]
     lines += [f"\n{row['tokenizer']} was not measured: {row['not_measured']}" for row in missing]
     return "\n".join(lines) + "\n"
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    """Writes a text file under a temporary name first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jaxllm.data import source_files
+from jaxllm.data import source_files, world
+from jaxllm.data.document import Document
 
 TFDS_DEFAULT_FOLDER = "~/tensorflow_datasets"
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """A text with an identity: `id` is the record's own, or else its place in the source."""
-
-    text: str
-    id: str
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +145,6 @@ def _metadata(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _open_world(spec: str, rest: str) -> Source:
-    from jaxllm.data import world  # here, because the world makes Documents
 
     seed, _, size = rest.partition(":")
     if not re.fullmatch(r"\d+", seed):

@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from jaxllm.data import world_stories
-from jaxllm.data.sources import Document
+from jaxllm.data.document import Document
 from jaxllm.data.world_pages import STYLES, render
 from jaxllm.data.world_problems import KINDS as PROBLEM_KINDS
 from jaxllm.data.world_problems import Problem, make_problem, problems

@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from jaxllm.data import source_files
-from jaxllm.data.sources import Document, open_source
+from jaxllm.data.document import Document
+from jaxllm.data.sources import open_source
 
 RECORDS = [
     {

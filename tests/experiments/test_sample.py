@@ -12,7 +12,6 @@ from experiments import sample as experiment
 from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jaxllm.model.config import preset
 from jaxllm.model.params import init
-from jaxllm.train import checkpoint
 
 TOKENIZER = train_tokenizer(["the old cat sat upon the mat and the rat ran. " * 20],
                             256 + 12 + len(SPECIAL_TOKENS))
@@ -23,7 +22,7 @@ PARAMS = init(MODEL, jax.random.key(0))
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
-    monkeypatch.setattr(checkpoint, "load_model", lambda folder: (PARAMS, MODEL, TOKENIZER))
+    monkeypatch.setattr(experiment, "load_model", lambda folder: (PARAMS, MODEL, TOKENIZER))
 
 
 def config_of(**changes):
