@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,10 @@ def _linear_sums_forward(hidden, head, targets, weights, static):
             d_logits = d_logits * (1.0 - jnp.square(capped / softcap))
         d_logits = d_logits.astype(h.dtype)
         d_h = jnp.einsum("btv,vd->btd", d_logits, head.astype(h.dtype))
-        new = jnp.einsum("btv,btd->vd", d_logits, h, preferred_element_type=jnp.float32)
+        # Two matrices: of three dimensions, XLA on a CPU would first copy all of d_logits transposed.
+        tokens = math.prod(targets.shape) // chunks
+        new = jnp.einsum("mv,md->vd", d_logits.reshape(tokens, -1), h.reshape(tokens, -1),
+                         preferred_element_type=jnp.float32)
         d_head = new if d_head is None else d_head + new
         return ((sums[0] + loss, sums[1] + cross_entropy), d_head), d_h
 
