@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec
 
 from jaxllm.model.axes import partition_spec
 
-# Under this many positions one block of queries is quickest; above, blocks skip the keys that causality hides.
-QUERY_BLOCK = 128
+# Queries in a block. Smaller ones skip more of the keys that causality hides, larger ones make better products.
+QUERY_BLOCK = 64
 
 
 def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, scale: float,
@@ -74,39 +74,88 @@ def _same_segment(segment_ids: jax.Array) -> jax.Array:
 def _attend_xla(q, k, v, scale, segment_ids, window, softcap):
     """Blocks of queries, each against only the keys that causality and the window leave it.
 
-    Half the products and half the memory of the full square; the blocks are few and unrolled, and every one is
-    recomputed in the backward pass, so that no probabilities are kept.
+    Half the products and half the memory of the full square. The blocks are few and unrolled, and their probabilities
+    are formed again in the backward pass from the log of their sums.
+
+    References: Dao et al., FlashAttention, 2022, algorithms 1 and 4. https://arxiv.org/abs/2205.14135
     """
-    T = q.shape[1]
-    if T <= 2 * QUERY_BLOCK:
-        return _query_block(q, k, v, segment_ids, 0, 0, scale=scale, window=window, softcap=softcap)
-    outputs = []
-    for start in range(0, T, _block_length(T)):
-        stop = min(start + _block_length(T), T)
-        first = max(0, start - window + 1) if window else 0
-        block = jax.checkpoint(functools.partial(
-            _query_block, query_start=start, key_start=first, scale=scale, window=window, softcap=softcap))
-        segments = None if segment_ids is None else segment_ids[:, first:stop]
-        outputs.append(block(q[:, start:stop], k[:, first:stop], v[:, first:stop], segments))
-    return jnp.concatenate(outputs, axis=1)
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    q_BKGTH = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    out_BKGTH = _blockwise(q_BKGTH, k_BKSH, v_BKSH, segment_ids, (scale, window, softcap))
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def _block_length(length: int) -> int:
-    """At most 16 blocks a row, so that compile time stays flat as rows grow."""
-    return max(QUERY_BLOCK, -(-length // 16))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blockwise(q, k, v, segment_ids, static):
+    return _blockwise_forward(q, k, v, segment_ids, static)[0]
 
 
-def _query_block(q, k, v, segment_ids, query_start, key_start, *, scale, window, softcap):
-    queries = jnp.arange(q.shape[1])[:, None] + query_start
-    keys = jnp.arange(k.shape[1])[None, :] + key_start
+def _blockwise_forward(q, k, v, segment_ids, static):
+    outs, log_sums = [], []
+    for block in _blocks(q.shape[3], static[1]):
+        logits = _block_logits(q, k, segment_ids, block, static)
+        highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        powers = jnp.exp(logits - highest)
+        sums = jnp.sum(powers, axis=-1, keepdims=True)
+        start, stop, first = block
+        out = jnp.einsum("bkgts,bksh->bkgth", powers.astype(q.dtype), v[:, :, first:stop],
+                         preferred_element_type=jnp.float32)
+        outs.append((out / sums).astype(q.dtype))
+        log_sums.append(highest + jnp.log(sums))
+    out, log_sum = jnp.concatenate(outs, axis=3), jnp.concatenate(log_sums, axis=3)
+    return out, (q, k, v, segment_ids, out, log_sum)
+
+
+def _blockwise_backward(static, residuals, d_out):
+    q, k, v, segment_ids, out, log_sum = residuals
+    scale, window, softcap = static
+    inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for start, stop, first in _blocks(q.shape[3], window):
+        logits = _block_logits(q, k, segment_ids, (start, stop, first), static)
+        weights = jnp.exp(logits - log_sum[:, :, :, start:stop])
+        d_o = d_out[:, :, :, start:stop]
+        d_weights = jnp.einsum("bkgth,bksh->bkgts", d_o, v[:, :, first:stop], preferred_element_type=jnp.float32)
+        d_logits = weights * (d_weights - inner[:, :, :, start:stop])
+        if softcap:
+            d_logits = d_logits * (1.0 - jnp.square(jnp.maximum(logits, -softcap) / softcap))  # masked ones are -1e30
+        d_logits = (d_logits * scale).astype(q.dtype)
+        dq.append(jnp.einsum("bkgts,bksh->bkgth", d_logits, k[:, :, first:stop]))
+        dk = dk.at[:, :, first:stop].add(jnp.einsum(
+            "bkgts,bkgth->bksh", d_logits, q[:, :, :, start:stop], preferred_element_type=jnp.float32))
+        dv = dv.at[:, :, first:stop].add(jnp.einsum(
+            "bkgts,bkgth->bksh", weights.astype(q.dtype), d_o, preferred_element_type=jnp.float32))
+    return jnp.concatenate(dq, axis=3), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
+
+
+def _blocks(length: int, window: int) -> list[tuple[int, int, int]]:
+    """(first query, end, first key) of every block: at most 16 a row, so that compile time stays flat."""
+    size = max(QUERY_BLOCK, -(-length // 16))
+    return [(start, min(start + size, length), max(0, start - window + 1) if window else 0)
+            for start in range(0, length, size)]
+
+
+def _block_logits(q, k, segment_ids, block, static):
+    """float32 [B, K, G, t, s], with -1e30 where a query does not see a key."""
+    start, stop, first = block
+    scale, window, softcap = static
+    logits = jnp.einsum("bkgth,bksh->bkgts", q[:, :, :, start:stop], k[:, :, first:stop],
+                        preferred_element_type=jnp.float32) * scale
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
+    queries, keys = jnp.arange(start, stop)[:, None], jnp.arange(first, stop)[None, :]
     mask = keys <= queries
     if window:
         mask &= keys > queries - window
-    mask = mask[None, None]
+    mask = mask[None]
     if segment_ids is not None:
-        mine = segment_ids[:, segment_ids.shape[1] - q.shape[1]:]
-        mask = mask & (mine[:, None, :, None] == segment_ids[:, None, None, :])
-    return weigh(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), mask, scale=scale, softcap=softcap)
+        mask = mask & (segment_ids[:, start:stop, None] == segment_ids[:, None, first:stop])
+    return jnp.where(mask[:, None, None], logits, -1e30)
 
 
 def attend_cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, positions: jax.Array, *,
