@@ -94,7 +94,7 @@ class Run:
         flops = flops_per_token(made.model, config.row_length)
         self.clock = loop.Clock(config.batch_size * config.row_length, flops,
                                 peak_flops(dtype=config.execution.dtype))
-        self.validated: dict[str, float] = {}
+        self.validated: tuple[int, dict[str, float]] = (0, {})
         self.describe(flops)
 
     def say(self, text: str) -> None:
@@ -125,6 +125,7 @@ class Run:
             return loop.train(self.state, self.step, batches, steps=config.steps, clock=self.clock, report=self.report,
                               every=every, max_skips=config.max_skips, stop=stop)
         except loop.TooManySkips as error:
+            self.checkpoints.wait()
             latest = self.checkpoints.latest
             good = "there is no checkpoint" if latest is None else (
                 f"the last good checkpoint is step {latest} in {self.checkpoints.folder}")
@@ -165,7 +166,7 @@ class Run:
         if "validation_loss" not in values:
             for name in ("loss", "bits_per_byte"):
                 values[f"validation_{name}"] = float(np.mean([v for k, v in values.items() if k.endswith(name)]))
-        self.validated = values
+        self.validated = number, values
         if self.writer is not None:
             self.writer.write(number, values)
         self.say(f"step {number} validation loss {values['validation_loss']:.4f} "
@@ -191,8 +192,9 @@ class Run:
                 print(f"step {number} sample: {prompt}|{text}", flush=True)
 
     def save(self, number: int, state: TrainState) -> None:
-        """Starts a checkpoint of the whole state."""
-        self.checkpoints.save(number, state, self.validated or None)
+        """Starts a checkpoint of the whole state, with its validation where this very step has one."""
+        step, values = self.validated
+        self.checkpoints.save(number, state, values if step == number else None)
 
     def finish(self, state: TrainState, interrupted: bool) -> None:
         """Saves, writes the model folder and the report, and says where they are."""

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.experimental.multihost_utils import process_allgather
 
 from jaxllm.infer.prompts import CHUNK, check_prompts, pad_prompts, prompt_width
 from jaxllm.infer.sampling import Sample, SamplingSettings, sample
@@ -48,8 +49,9 @@ class Generation:
     stopped: jax.Array
 
     def rows(self) -> list[list[int]]:
-        """The tokens of each row as a list of its own length."""
-        tokens, lengths = np.asarray(self.tokens), np.asarray(self.lengths)
+        """The tokens of each row as a list of its own length; every process of a run must ask."""
+        tokens, lengths = (np.asarray(x if x.is_fully_addressable else process_allgather(x, tiled=True))
+                           for x in (self.tokens, self.lengths))
         return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
 
 

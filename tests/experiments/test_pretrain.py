@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -90,11 +91,11 @@ def test_other_settings_in_the_same_folder_are_refused(finished, cache):
         pretrain.main(small(cache, **{"optimizer.learning_rate": 0.1}), str(finished))
 
 
-def launch(folder, cache, *flags):
-    """The command line, in a process of its own with one device, as a user starts it."""
+def launch(folder, cache, *flags, devices=1):
+    """The command line, in a process of its own, as a user starts it."""
     settings = SMALL | {"data.cache": cache}
     arguments = [f"--config.{key}={value}" for key, value in settings.items()]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu",
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
                                 "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.pretrain", "--config=configs/pretrain_tiny.py:nano", *arguments,
@@ -138,6 +139,23 @@ def test_killed_and_stopped_runs_resume_bit_for_bit(cache, tmp_path):
     expected, _, _ = load_model(tmp_path / "whole")
     for leaf, other in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
         assert (leaf == other).all()
+
+
+def test_two_processes_train_validate_sample_and_save_as_one(finished, cache, tmp_path):
+    """Each with four devices of the eight, joined over loopback: the losses of the one process that had them all."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    join = ("--distributed", f"--coordinator=localhost:{port}", "--processes=2")
+    pair = [launch(tmp_path / "pair", cache, *join, f"--process={i}", devices=4) for i in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    one, two = losses(finished), losses(tmp_path / "pair")
+    assert one.keys() == two.keys()
+    for step, loss in one.items():
+        assert two[step] == pytest.approx(loss, abs=1e-5)
+    assert "Once upon a time" in (tmp_path / "pair" / "samples.jsonl").read_text()
+    load_model(tmp_path / "pair")
 
 
 BAD = [
