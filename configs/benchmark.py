@@ -1,0 +1,79 @@
+"""How quick this is beside PyTorch, in one run: training and generation, the loader, and the time to the first step.
+
+    pip install -e '.[interop]'        # the PyTorch peers; without them our side alone is measured
+    python -m experiments.benchmark --workdir=runs/benchmark
+    python -m experiments.benchmark --config.sections="('loader',)" --config.loader.tokens="(5_000_000, 500_000_000)"
+
+About 25 minutes on 2 CPU cores. Written: benchmark.md (the table of docs/benchmarks.md) and benchmark.json.
+Expected: docs/benchmarks.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config; `arg` (`--config=FILE:arg`) is one section to measure."""
+    config = ConfigDict()
+    # What to measure, of train_cpu, generate, loader, startup, train_gpu (left out where there is no GPU).
+    config.sections = (arg,) if arg else ("train_cpu", "generate", "loader", "startup", "train_gpu")
+    # Every rival is tried once; the best `finalists` of each side are then measured in turn, `rounds` times each, and
+    # medians compared.
+    config.finalists = 2
+    config.rounds = 7
+    # Seconds of one measurement, at least one step.
+    config.seconds = 4.0
+    # Threads that PyTorch computes with; 0 = the physical cores, which JAX takes by itself.
+    config.threads = 0
+
+    # Rivals in training: "unrolled/scan DTYPE" and "plain/transformers eager/compiled DTYPE".
+    config.train_cpu = ConfigDict()
+    config.train_cpu.ours = ("unrolled float32", "scan float32", "unrolled bfloat16", "scan bfloat16")
+    config.train_cpu.peers = tuple(f"{model} {mode} {dtype}" for model in ("plain", "transformers")
+                                   for mode in ("eager", "compiled") for dtype in ("float32", "bfloat16"))
+    config.train_cpu.cases = ConfigDict({
+        # nanoGPT's configuration for a laptop's CPU.
+        "a": case("4 layers, 128 wide", 65, 128, 4, 4, 64, batch=12),
+        "b": case("6 layers, 256 wide", 4096, 256, 6, 8, 256, batch=8),
+        "c": case("GPT-2 124M", 50257, 768, 12, 12, 256, batch=2)})
+
+    # Greedy generation with the cache: prompts of `prompt` tokens, `new` more for each.
+    config.generate = ConfigDict()
+    config.generate.ours = ("float32", "bfloat16")
+    config.generate.peers = ("float32", "bfloat16")
+    config.generate.case = case("GPT-2 124M", 50257, 768, 12, 12, 1024, batch=1)
+    config.generate.batches = (1, 32)
+    config.generate.prompt = 32
+    config.generate.new = 64
+
+    # Batches of batch x length tokens out of a corpus of `tokens` (2 bytes each; 500_000_000 is 1 GB).
+    config.loader = ConfigDict()
+    config.loader.tokens = (5_000_000,)
+    config.loader.batch = 32
+    config.loader.length = 1024
+    config.loader.seconds = 3.0
+
+    # From the start of the process to the first finished training step.
+    config.startup = ConfigDict()
+    config.startup.case = case("6 layers, 256 wide", 4096, 256, 6, 8, 256, batch=8)
+    config.startup.ours = "unrolled float32"
+
+    # As train_cpu, on a GPU, where rivals are too large to be held together: each round starts them anew.
+    config.train_gpu = ConfigDict()
+    config.train_gpu.ours = ("scan bfloat16", "unrolled bfloat16")
+    config.train_gpu.peers = ("plain compiled bfloat16",)
+    config.train_gpu.cases = ConfigDict({
+        "124M": case("GPT-2 124M", 50257, 768, 12, 12, 1024, batch=16, chunks=4),
+        "1558M": case("GPT-2 1558M", 50257, 1600, 48, 25, 1024, batch=4, chunks=4)})
+    return config
+
+
+def case(name: str, vocab_size: int, dim: int, layers: int, heads: int, length: int, batch: int,
+         chunks: int = 1) -> ConfigDict:
+    """One size; `chunks` is loss_chunks of our side."""
+    return ConfigDict({"name": name, "vocab_size": vocab_size, "dim": dim, "layers": layers, "heads": heads,
+                       "length": length, "batch": batch, "chunks": chunks})
+
+
+def sweep() -> list[dict]:
+    """Each section by itself."""
+    return [{"sections": (name,)} for name in ("train_cpu", "generate", "loader", "startup", "train_gpu")]

@@ -1,0 +1,120 @@
+"""The benchmark at toy sizes: every section, the choice of finalists, the processes of rivals, what it refuses."""
+
+import importlib
+import json
+import os
+import time
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import benchmark as config_file
+from experiments import benchmark, benchmark_contest
+from experiments.benchmark_contest import Rival, contest
+from experiments.benchmark_worker import Worker
+
+
+class InProcess:
+    """A stand-in for Worker that calls the same functions here: importing JAX ten times is not what is tested."""
+
+    def __init__(self, function, spec, environment=None):
+        module, name = function.split(":")
+        self.run, self.about = getattr(importlib.import_module(module), name)(**spec)
+
+    def close(self):
+        pass
+
+    @classmethod
+    def answer_of(cls, function, spec, environment=None):
+        return cls(function, spec).about
+
+
+def toy_config() -> ConfigDict:
+    config = config_file.get_config()
+    config.update({"rounds": 2, "finalists": 1, "seconds": 0.01, "threads": 1})
+    toy = config_file.case("toy", 65, 16, 2, 2, 8, batch=2)
+    config.train_cpu.cases = ConfigDict({"a": toy})
+    config.train_cpu.ours = ("unrolled float32", "scan bfloat16")
+    config.train_cpu.peers = ("plain eager float32", "transformers eager bfloat16")
+    config.generate.case = config_file.case("toy", 65, 16, 2, 2, 16, batch=1)
+    config.generate.update({"ours": ("float32",), "peers": ("float32",), "batches": (2,), "prompt": 4, "new": 4})
+    config.loader.update({"tokens": (20_000,), "batch": 2, "length": 64, "seconds": 0.01})
+    config.startup.case = toy
+    return config
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    monkeypatch.setattr(benchmark, "Worker", InProcess)
+    monkeypatch.setattr(benchmark_contest, "Worker", InProcess)
+    monkeypatch.setattr("experiments.benchmark_ours.set_up_process", lambda: None)
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
+@pytest.mark.parametrize("interop", [True, False])
+def test_the_whole_command(interop, in_process, tmp_path, monkeypatch):
+    if interop and not benchmark.has_peers():
+        pytest.skip("the extra interop (torch, transformers) is not installed")
+    monkeypatch.setattr(benchmark, "has_peers", lambda: interop)
+    benchmark.main(toy_config(), str(tmp_path))
+    results = json.loads((tmp_path / "benchmark.json").read_text())
+    text = (tmp_path / "benchmark.md").read_text()
+    train, generated = results["train_cpu"], results["generate"]
+    assert not [row["failure"] for row in train + generated if row["failure"]]
+    assert {row["side"] for row in train} == ({"ours", "PyTorch"} if interop else {"ours"})
+    assert len(train) == (6 if interop else 2) and len(generated) == (4 if interop else 1)
+    assert sum(row["rounds"] > 0 for row in train) == (2 if interop else 1)
+    assert all(row["rate"] > 0 and 0 < row["mfu"] < 1 for row in train)
+    assert text.count("x** of the best") == (2 if interop else 0)
+    assert ("`interop`" in text) == (not interop)
+    assert [row["read_as"] for row in results["loader"]] == ["concatenate", "separate", "mixture of two"]
+    assert [row["cache"] for row in results["startup"]] == ["off", "on, empty", "on, filled"]
+    assert results["train_gpu"] is None and "Not run" in text
+
+
+def slow(seconds, fails=False):
+    """A rival whose steps take `seconds`, started in a process of its own."""
+    if fails:
+        raise ValueError("no such rival")
+
+    def run(count):
+        time.sleep(seconds * count)
+        return seconds * count * float(os.environ.get("FACTOR", 1))
+    return run, {"pid": os.getpid()}
+
+
+def test_finalists_are_the_best_of_each_side_in_its_best_environment(monkeypatch):
+    monkeypatch.setattr(benchmark_contest, "Worker", InProcess)
+    here = f"{__name__}:slow"
+    rivals = [Rival("ours", "quick", here, {"seconds": 0.001}, {}), Rival("ours", "slow", here, {"seconds": 0.002}, {}),
+              Rival("theirs", "broken", here, {"seconds": 0.0, "fails": True}, {})]
+    with pytest.raises(ValueError, match="no such rival"):  # here; a process of its own makes it a RuntimeError
+        contest(rivals, toy_config(), 10)
+    rows = contest(rivals[:2], toy_config(), 10)
+    assert [(row["name"], row["rounds"]) for row in rows] == [("quick", 2), ("slow", 0)]
+    assert rows[0]["rate"] == pytest.approx(10_000) and rows[1]["rate"] == pytest.approx(5_000)
+
+
+def test_a_process_of_its_own_answers_and_says_why_it_fails():
+    worker = Worker("tests.experiments.test_benchmark:slow", {"seconds": 0.001}, {"FACTOR": "3"})
+    assert worker.about["pid"] != os.getpid()
+    assert worker.run(4) == pytest.approx(0.012)
+    worker.close()
+    with pytest.raises(RuntimeError, match="no such rival"):
+        Worker("tests.experiments.test_benchmark:slow", {"seconds": 0.0, "fails": True})
+
+
+def test_verdict_compares_medians_of_the_contest_and_not_single_tries():
+    rows = [dict(side="ours", name="a", rate=30.0, rounds=3), dict(side="ours", name="b", rate=90.0, rounds=0),
+            dict(side="PyTorch", name="c", rate=20.0, rounds=3)]
+    assert "**1.50x** of the best PyTorch (c)" in benchmark.verdict(rows)
+    assert benchmark.verdict(rows[:2]) == ""
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"sections": ("training",)}, "choose from train_cpu"), ({"rounds": 0}, "at least 1")])
+def test_what_cannot_be_measured_is_refused(change, message, tmp_path):
+    config = toy_config()
+    config.update(change)
+    with pytest.raises(ValueError, match=message):
+        benchmark.main(config, str(tmp_path))
