@@ -13,7 +13,9 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling is most of this suite's time on two cores; a second run finds its programs here.
+# Compiling is most of this suite's time on two cores, and its programs run for milliseconds: XLA leaves out its costly
+# optimisations, which change no result beyond rounding; and a second run finds its programs here.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir",
                   str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -7,9 +7,8 @@ from jaxllm.infer.sampling import SamplingSettings, sample
 
 text = "the cat sat on the mat and the rat ran at the cat that sat on the hat " * 20
 letters = sorted(set(text))
-counts = jnp.zeros((len(letters), len(letters)))
-for first, second in zip(text, text[1:], strict=False):
-    counts = counts.at[letters.index(first), letters.index(second)].add(1.0)
+ids = jnp.array([letters.index(letter) for letter in text])
+counts = jnp.zeros((len(letters), len(letters))).at[ids[:-1], ids[1:]].add(1.0)
 table = jnp.log(counts + 1e-6)  # logits [V, V]: row = the last letter
 
 settings = SamplingSettings(temperature=0.7, top_p=0.95)

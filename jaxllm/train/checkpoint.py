@@ -42,6 +42,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep_last: int = 2, best_metric: str = "validation_loss") -> None:
         self.folder = pathlib.Path(folder).absolute()
+        self._clear_unfinished()
 
         def goodness(metrics: dict[str, float]) -> float:
             value = metrics[best_metric]
@@ -50,7 +51,7 @@ class Checkpoints:
         policy = policies.AnyPreservationPolicy([policies.LatestN(keep_last), best])
         self._manager = ocp.CheckpointManager(
             self.folder, item_handlers=ocp.StandardCheckpointHandler(), options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, cleanup_tmp_directories=True, enable_async_checkpointing=True))
+                preservation_policy=policy, enable_async_checkpointing=True))
 
     @property
     def latest(self) -> int | None:
@@ -100,13 +101,16 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
+    def _clear_unfinished(self) -> None:
+        """Removes what a killed or failed save left under a temporary name."""
+        if jax.process_index() == 0:
+            for path in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(path, ignore_errors=True)
+
     def _failure(self, error: Exception) -> OSError:
         """The sentence for a save that failed; clears away what it left, which a full disk can use."""
-        names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
-        for name in names:
-            if name.endswith(".orbax-checkpoint-tmp") and jax.process_index() == 0:
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-        steps = [int(name) for name in names if name.isdigit()]
+        self._clear_unfinished()
+        steps = [int(path.name) for path in self.folder.glob("*") if path.name.isdigit()]
         last = f"the last good checkpoint is step {max(steps)}" if steps else "there is no good checkpoint"
         return OSError(f"a checkpoint could not be written to {self.folder} ({_reason(error)}); {last}; free space on "
                        f"the disk and run the same command again")

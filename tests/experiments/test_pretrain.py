@@ -96,6 +96,7 @@ def launch(folder, cache, *flags, devices=1):
     settings = SMALL | {"data.cache": cache}
     arguments = [f"--config.{key}={value}" for key, value in settings.items()]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
+                                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
                                 "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.pretrain", "--config=configs/pretrain_tiny.py:nano", *arguments,
