@@ -22,7 +22,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Of the initial weights and of the order of the data; two runs with one seed are equal bit for bit on a CPU.
     config.seed = 0
     # Updates of the weights, each on batch_size rows of row_length tokens (over all devices and hosts).
-    config.steps = 900
+    config.steps = 1200
     config.batch_size = 8
     config.row_length = 128
     # Pieces of a batch whose gradients are summed before the update; saves memory, changes nothing else.
@@ -98,8 +98,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # Steps between progress lines, validations, samples and checkpoints (each is also done at the end).
     config.log_steps = 20
-    config.validation_steps = 150
-    config.sample_steps = 450
+    config.validation_steps = 200
+    config.sample_steps = 600
     config.checkpoint_steps = 300
     # Batches per validation; 0 = the whole held-out part.
     config.validation_batches = 24

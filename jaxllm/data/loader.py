@@ -99,9 +99,12 @@ class Windows(_Finite):
     Args:
       shards: the corpus.
       length: T, tokens per row.
-      documents: "separate": attention stays inside a document, and the first token of a document is
-        not a target (its end-of-text token is); "concatenate": rows are plain text with documents
-        end to end, every token is a target, and segment ids and positions are None.
+      documents: "separate": attention stays inside a document. The end-of-text token is the last
+        target of a document and the first input of the next, so that every token is a target and
+        a model begins documents as a prompt does: from the end-of-text token. (Shards without one
+        have nothing to predict a first token from; there it is not a target.) "concatenate": rows
+        are plain text with documents end to end, every token is a target, and segment ids and
+        positions are None.
       seed: of the shuffle.
       sequential: every window once, in order, the last batch filled up with rows of weight 0.
     Raises:
@@ -137,11 +140,12 @@ class Windows(_Finite):
         tokens, targets = rows[:, :-1], rows[:, 1:]
         if self.documents == "concatenate":
             return Batch(tokens, targets, np.ones(tokens.shape, np.float32))
-        if self.shards.end_of_text is None:
-            is_end = self.shards.ends_in_rows(starts, self.length)
-        else:
-            is_end = tokens == self.shards.end_of_text
-        return Batch(tokens, targets, (~is_end).astype(np.float32), *segment_rows(is_end))
+        if self.shards.end_of_text is not None:
+            is_start = tokens == self.shards.end_of_text
+            return Batch(tokens, targets, np.ones(tokens.shape, np.float32), *segment_rows(is_start))
+        is_end = self.shards.ends_in_rows(starts, self.length)
+        is_start = np.roll(is_end, 1, axis=1)
+        return Batch(tokens, targets, (~is_end).astype(np.float32), *segment_rows(is_start))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

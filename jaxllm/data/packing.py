@@ -161,30 +161,30 @@ def _fill_rows(tokens, loss, starts, sizes, row, column, row_length) -> Batch:
     return Batch(**{name: array.reshape(rows, row_length) for name, array in flat.items()})
 
 
-def segment_rows(is_end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def segment_rows(is_start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns segment ids and positions of rows cut out of a stream of documents.
 
     A row may begin inside a document; that part counts as its own document from position 0.
 
     Args:
-      is_end: True at the last token of a document, as `TokenShards.ends_in_rows` gives it, or
-        `tokens == end_of_text`. bool [B, T]
+      is_start: True at the first token of a document; a row's first token counts as one anyway.
+        bool [B, T]
     Returns:
       segment_ids: 1, 2, ... from left to right. int32 [B, T]
       positions: 0 at the first token of each segment. int32 [B, T]
     Example:
-      >>> segment_rows(np.array([[False, True, False, False]]))[1].tolist()
+      >>> segment_rows(np.array([[False, False, True, False]]))[1].tolist()
       [[0, 1, 0, 1]]
     """
-    if not is_end.size:
-        return np.zeros(is_end.shape, np.int32), np.zeros(is_end.shape, np.int32)
-    is_start = np.ones(is_end.shape, bool)
-    is_start[:, 1:] = is_end[:, :-1]
+    if not is_start.size:
+        return np.zeros(is_start.shape, np.int32), np.zeros(is_start.shape, np.int32)
+    is_start = is_start.copy()
+    is_start[:, 0] = True
     starts = np.flatnonzero(is_start)
-    lengths = np.diff(starts, append=is_end.size)
-    rows, columns = is_end.shape
+    lengths = np.diff(starts, append=is_start.size)
+    rows, columns = is_start.shape
     before = np.searchsorted(starts, np.arange(rows) * columns)[starts // columns]
     segment_ids = np.repeat((np.arange(1, len(starts) + 1) - before).astype(np.int32), lengths)
-    positions = np.arange(is_end.size, dtype=np.int32)
+    positions = np.arange(is_start.size, dtype=np.int32)
     positions -= np.repeat(starts.astype(np.int32), lengths)
-    return segment_ids.reshape(is_end.shape), positions.reshape(is_end.shape)
+    return segment_ids.reshape(is_start.shape), positions.reshape(is_start.shape)

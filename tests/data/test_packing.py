@@ -121,16 +121,16 @@ def test_bad_arguments(arguments, message):
 @given(rows=st.integers(1, 4), columns=st.integers(1, 12), data=st.data())
 def test_segments_of_rows_cut_from_a_stream(rows, columns, data):
     bits = st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns)
-    is_end = np.array(data.draw(bits)).reshape(rows, columns)
-    segment_ids, positions = segment_rows(is_end)
+    is_start = np.array(data.draw(bits)).reshape(rows, columns)
+    segment_ids, positions = segment_rows(is_start)
     assert segment_ids.dtype == positions.dtype == np.int32
     for row in range(rows):
         segment, position = 1, 0
         for column in range(columns):
+            if is_start[row, column] and column:
+                segment, position = segment + 1, 0
             assert (segment_ids[row, column], positions[row, column]) == (segment, position)
             position += 1
-            if is_end[row, column]:
-                segment, position = segment + 1, 0
 
 
 def test_a_batch_is_a_pytree():
