@@ -4,7 +4,8 @@
     python -m experiments.pretrain --config.data.sources="('stories.jsonl.gz',)" --workdir=runs/stories
     python -m experiments.pretrain --config=configs/pretrain_tiny.py:small     # another preset
 
-EXPECTED_RESULT
+Expected: validation loss 1.03 nats a token, 0.446 bits a byte after 1.2M tokens (seed 0; 4.5 minutes on two busy cores,
+2026-11-20). Bands over five seeds are not measured yet.
 
 Every key that any pretraining run has is here; the other pretrain_*.py files change some of them.
 """
