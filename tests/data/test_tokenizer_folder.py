@@ -6,7 +6,7 @@ import json
 
 import pytest
 import requests
-import tiktoken
+import tiktoken.load
 
 from jaxllm.data import tokenizer as tokenizer_module
 from jaxllm.data.tokenizer import load_tokenizer, tokenizer_from_ranks, train_tokenizer

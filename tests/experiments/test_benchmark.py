@@ -88,7 +88,7 @@ def test_finalists_are_the_best_of_each_side_in_its_best_environment(monkeypatch
     here = f"{__name__}:slow"
     rivals = [Rival("ours", "quick", here, {"seconds": 0.001}, {}), Rival("ours", "slow", here, {"seconds": 0.002}, {}),
               Rival("theirs", "broken", here, {"seconds": 0.0, "fails": True}, {})]
-    with pytest.raises(ValueError, match="no such rival"):  # here; a process of its own makes it a RuntimeError
+    with pytest.raises(ValueError, match="no such rival"):  # here; a process of its own makes it a ChildProcessError
         contest(rivals, toy_config(), 10)
     rows = contest(rivals[:2], toy_config(), 10)
     assert [(row["name"], row["rounds"]) for row in rows] == [("quick", 2), ("slow", 0)]
@@ -100,7 +100,7 @@ def test_a_process_of_its_own_answers_and_says_why_it_fails():
     assert worker.about["pid"] != os.getpid()
     assert worker.run(4) == pytest.approx(0.012)
     worker.close()
-    with pytest.raises(RuntimeError, match="no such rival"):
+    with pytest.raises(ChildProcessError, match="no such rival"):
         Worker("tests.experiments.test_benchmark:slow", {"seconds": 0.0, "fails": True})
 
 
