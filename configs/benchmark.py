@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         # nanoGPT's configuration for a laptop's CPU.
         "a": case("4 layers, 128 wide", 65, 128, 4, 4, 64, batch=12),
         "b": case("6 layers, 256 wide", 4096, 256, 6, 8, 256, batch=8),
-        "c": case("GPT-2 124M", 50257, 768, 12, 12, 256, batch=2)})
+        "c": case("GPT-2 124M", 50257, 768, 12, 12, 256, batch=2, together=False)})
 
     # Greedy generation with the cache: prompts of `prompt` tokens, `new` more for each.
     config.generate = ConfigDict()
@@ -57,21 +57,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.startup.case = case("6 layers, 256 wide", 4096, 256, 6, 8, 256, batch=8)
     config.startup.ours = "unrolled float32"
 
-    # As train_cpu, on a GPU, where rivals are too large to be held together: each round starts them anew.
+    # As train_cpu, on a GPU.
     config.train_gpu = ConfigDict()
     config.train_gpu.ours = ("scan bfloat16", "unrolled bfloat16")
     config.train_gpu.peers = ("plain compiled bfloat16",)
     config.train_gpu.cases = ConfigDict({
-        "124M": case("GPT-2 124M", 50257, 768, 12, 12, 1024, batch=16, chunks=4),
-        "1558M": case("GPT-2 1558M", 50257, 1600, 48, 25, 1024, batch=4, chunks=4)})
+        "124M": case("GPT-2 124M", 50257, 768, 12, 12, 1024, batch=16, chunks=4, together=False),
+        "1558M": case("GPT-2 1558M", 50257, 1600, 48, 25, 1024, batch=4, chunks=4, together=False)})
     return config
 
 
-def case(name: str, vocab_size: int, dim: int, layers: int, heads: int, length: int, batch: int,
-         chunks: int = 1) -> ConfigDict:
-    """One size; `chunks` is loss_chunks of our side."""
+def case(name: str, vocab_size: int, dim: int, layers: int, heads: int, length: int, batch: int, chunks: int = 1,
+         together: bool = True) -> ConfigDict:
+    """One size; `chunks` is loss_chunks of our side.
+
+    `together` holds the processes of all finalists at once; where they are too large for that, each round starts anew.
+    """
     return ConfigDict({"name": name, "vocab_size": vocab_size, "dim": dim, "layers": layers, "heads": heads,
-                       "length": length, "batch": batch, "chunks": chunks})
+                       "length": length, "batch": batch, "chunks": chunks, "together": together})
 
 
 def sweep() -> list[dict]:

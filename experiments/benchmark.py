@@ -115,17 +115,17 @@ def alternatives(environment: dict[str, str]) -> dict[str, dict[str, str]]:
 
 def train_cpu(config: ConfigDict, limit: dict[str, Any]) -> tuple[Any, str]:
     """Training on this machine's processor."""
-    return train(config, config.train_cpu, {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}, together=True)
+    return train(config, config.train_cpu, {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"})
 
 
 def train_gpu(config: ConfigDict, limit: dict[str, Any]) -> tuple[Any, str]:
     """Training on a GPU; where there is none, says so."""
     if limit["platform"] != "gpu":
         return None, "## Training on a GPU\nNot run: JAX sees none here."
-    return train(config, config.train_gpu, SHARE_GPU, together=False)
+    return train(config, config.train_gpu, SHARE_GPU)
 
 
-def train(config: ConfigDict, section: ConfigDict, environment: dict[str, str], together: bool) -> tuple[Any, str]:
+def train(config: ConfigDict, section: ConfigDict, environment: dict[str, str]) -> tuple[Any, str]:
     """Every case of a section."""
     rows, text = [], "## Training, tokens/s\n"
     for key in sorted(section.cases):
@@ -133,7 +133,7 @@ def train(config: ConfigDict, section: ConfigDict, environment: dict[str, str], 
         # Measured beside each case: on a shared machine it moves as much as the rates do.
         flops = Worker.answer_of("experiments.benchmark_ours:limit", {}, environment)["flops"]
         found = contest(list(training_rivals(section, case, config.threads or physical_cores(), environment)), config,
-                        case.batch * case.length, together)
+                        case.batch * case.length, case.together)
         per_token = flops_per_token(model_of(case), case.length)
         for row in found:
             row["mfu"] = row["rate"] * per_token / max(flops.values())

@@ -68,7 +68,7 @@ def _try(rival: Rival, seconds: float, tokens: int) -> dict[str, Any]:
         count = _count(worker.run(1), seconds)
         row |= {"rate": count * tokens / worker.run(count), "count": count}
         worker.close()
-    except RuntimeError as error:
+    except OSError as error:
         row["failure"] = str(error)
     print(f"  {rival.side} {rival.name}: {row['failure'] or format(row['rate'], ',.0f') + ' tokens/s'}", flush=True)
     return row
@@ -84,17 +84,23 @@ def _count(seconds_per_step: float, seconds: float) -> int:
 
 def _rounds(finalists: list[Rival], rows: dict[Rival, dict[str, Any]], config: ConfigDict, tokens: int,
             together: bool) -> dict[Rival, list[float]]:
-    """Tokens/s of every round; who is first moves on by one each time."""
-    held = {rival: _start(rival) for rival in finalists} if together else {}
+    """Tokens/s of every round; who is first moves on by one each time. Who fails is out, and the row says why."""
     rates: dict[Rival, list[float]] = {rival: [] for rival in finalists}
+    held: dict[Rival, Worker] = {}
     for i in range(config.rounds):
         first = i % max(len(finalists), 1)
         for rival in finalists[first:] + finalists[:first]:
-            worker = held[rival] if together else _start(rival)
+            if rows[rival]["failure"]:
+                continue
             count = rows[rival]["count"]
-            rates[rival].append(count * tokens / worker.run(count))
-            if not together:
+            try:
+                worker = held.pop(rival) if rival in held else _start(rival)
+                rates[rival].append(count * tokens / worker.run(count))
+            except OSError as error:
+                rows[rival] |= {"rate": 0.0, "failure": f"in round {i + 1}: {error}"}
+                continue
+            if together and i + 1 < config.rounds:
+                held[rival] = worker
+            else:
                 worker.close()
-    for worker in held.values():
-        worker.close()
-    return rates
+    return {rival: found for rival, found in rates.items() if not rows[rival]["failure"]}

@@ -17,7 +17,8 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # glibc keeps the memory that a step frees, as launch.set_up_process asks for: given to PyTorch too.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(256 * 2**20)}
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(256 * 2**20),
+               "MALLOC_ARENA_MAX": "1"}
 
 
 class Worker:
@@ -29,7 +30,7 @@ class Worker:
       environment: variables set for the process.
 
     Raises:
-      RuntimeError: when the process fails; its last line of output is the message.
+      ChildProcessError: when the process fails; its last line of output is the message.
     """
 
     def __init__(self, function: str, spec: dict[str, Any], environment: dict[str, str] | None = None) -> None:
@@ -61,7 +62,7 @@ class Worker:
             if line.startswith("{"):
                 return json.loads(line)
         lines = self._process.communicate()[1].strip().splitlines()
-        raise RuntimeError(lines[-1] if lines else f"it ended with code {self._process.returncode}")
+        raise ChildProcessError(lines[-1] if lines else f"it ended with code {self._process.returncode}")
 
 
 def main() -> None:

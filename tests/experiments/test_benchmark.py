@@ -118,3 +118,21 @@ def test_what_cannot_be_measured_is_refused(change, message, tmp_path):
     config.update(change)
     with pytest.raises(ValueError, match=message):
         benchmark.main(config, str(tmp_path))
+
+
+def test_a_finalist_that_dies_is_out_and_its_row_says_why(monkeypatch):
+    class Mortal(InProcess):
+        started = 0
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            Mortal.started += 1
+            if Mortal.started == 3:  # ours and theirs were tried; this is ours in its first round
+                raise ChildProcessError("it ended with code -9")
+
+    monkeypatch.setattr(benchmark_contest, "Worker", Mortal)
+    here = f"{__name__}:slow"
+    rivals = [Rival(side, "one", here, {"seconds": 0.001}, {}) for side in ("ours", "theirs")]
+    ours, theirs = contest(rivals, toy_config(), 10, together=False)
+    assert ours["failure"] == "in round 1: it ended with code -9" and ours["rate"] == 0
+    assert theirs["rounds"] == 2 and benchmark.verdict([ours, theirs]) == ""
