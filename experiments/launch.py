@@ -75,7 +75,7 @@ def set_up_process() -> None:
     """A compilation cache on disk, and on a CPU an allocator that keeps its memory.
 
     Every training step allocates and frees the same large buffers; glibc gives them back to the system each
-    time, and faulting them in again cost up to 1.8x on small models (docs/benchmarks.md).
+    time, and faulting them in again is a large share of a small model's step.
     """
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/jaxllm/xla"))
     if cache:
