@@ -222,10 +222,11 @@ def test_pooled_states_of_a_model(tmp_path):
         return mean_pool(hidden_states(params, config, tokens), counts)
     texts = ["a", "some words of a text " * 2, "", "more of it, and again more of it, and on", "words"]
     pooled = PooledStates(pool, tokenizer, "nano", max_tokens=24, batch_size=2)(texts)
-    for text, row in zip(texts, pooled, strict=True):  # one at a time, without padding
-        ids = ([tokenizer.end_of_text] + tokenizer.encode(text))[:24]
-        states = hidden_states(params, config, jnp.array([ids], jnp.int32))
-        np.testing.assert_allclose(row, np.asarray(states)[0].mean(0), atol=2e-5)
+    states = jax.jit(hidden_states, static_argnums=1)
+    for i in (1, 3, 4):  # one at a time, without padding
+        ids = ([tokenizer.end_of_text] + tokenizer.encode(texts[i]))[:24]
+        alone = states(params, config, jnp.array([ids], jnp.int32))
+        np.testing.assert_allclose(pooled[i], np.asarray(alone)[0].mean(0), atol=2e-5)
     assert widths == {(2, 16), (2, 24)}
     classifier = QualityClassifier(PooledStates(pool, tokenizer, "nano", 24, 2), np.ones(pooled.shape[1]), 0.25)
     classifier.save(tmp_path / "c")
