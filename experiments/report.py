@@ -7,7 +7,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -87,20 +87,29 @@ def table(rows: Sequence[tuple[str, Any]]) -> str:
 def curves(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, x_label: str, y_label: str,
            log_y: bool = False) -> str:
     """Line plots (label, x, y) on one pair of axes, as an SVG inside a figure element."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.hashsalt": "jaxllm", "font.size": 10}):  # the same data gives the same bytes
-        figure = Figure(figsize=(8, 3.6), layout="constrained")
-        axes = figure.subplots()
+    def draw(axes) -> None:
         for i, (label, x, y) in enumerate(series):
             marker = "o" if len(x) < 40 else None
             axes.plot(x, y, label=label, marker=marker, markersize=3.5, linewidth=1.4, color=f"C{i}")
         axes.set(xlabel=x_label, ylabel=y_label, yscale="log" if log_y else "linear")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
         if len(series) > 1:
             axes.legend(frameon=False)
+
+    return picture(draw)
+
+
+def picture(draw: Callable[[Any], None], height: float = 3.6, grid: str = "both") -> str:
+    """What `draw` puts on a pair of axes, as an SVG inside a figure element; the same data gives the same bytes."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "jaxllm", "font.size": 10}):
+        figure = Figure(figsize=(8, height), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(alpha=0.25, axis=grid)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()

@@ -37,6 +37,15 @@ def real_data():
     return path
 
 
+@pytest.fixture(scope="session")
+def language_model():
+    """Path of fastText's language model, or skips the test: it is in no package that could be installed here."""
+    path = os.environ.get("JAXLLM_LANGUAGE_MODEL")
+    if not path:
+        pytest.skip("language model: set JAXLLM_LANGUAGE_MODEL to lid.176.ftz (docs/curate.md)")
+    return path
+
+
 @pytest.fixture(autouse=True)
 def strict_dtypes(request):
     """No silent promotion in our arithmetic. optax promotes on its own, so tests that step it are left out."""

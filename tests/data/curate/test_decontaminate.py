@@ -62,6 +62,7 @@ def test_scan_is_the_definition(document, items, n, min_words, seed):
         inside = [k for k, (start, end) in enumerate(places)
                   if any(a <= start and end <= b for a, b in found[i].spans)]
         assert inside == covered
+        assert len(found[i].spans) == sum(k - 1 not in covered for k in covered)  # neighbours are one passage
         for start, end in found[i].spans:
             assert start in [place[0] for place in places] and end in [place[1] for place in places]
 

@@ -107,13 +107,13 @@ def test_interval_holds_the_truth_about_as_often_as_it_says():
     """Scores N(d, 1) against N(0, 1) have AUC Phi(d / sqrt 2)."""
     rng, inside = np.random.default_rng(0), 0
     truth = 0.5 * (1 + math.erf(1.0 / math.sqrt(2) / math.sqrt(2)))
-    for seed in range(60):
+    for seed in range(40):
         positive = np.arange(120) < 60
         scores = rng.normal(size=120) + positive
-        mean, low, high = auc_interval(scores[None], positive, np.zeros((1, 120), int), samples=200, seed=seed)
+        mean, low, high = auc_interval(scores[None], positive, np.zeros((1, 120), int), samples=120, seed=seed)
         assert low < mean < high
         inside += low <= truth <= high
-    assert inside >= 50  # 57 expected of 60; fewer than 50 has probability 1e-3 at most at 95%
+    assert inside >= 33  # 38 expected of 40; fewer than 33 has probability 1e-3 where it is 95%
 
 
 def test_folds_keep_equal_texts_together_and_depend_on_the_seed():

@@ -1,0 +1,1 @@
+"""From the crawl to clean text: the FineWeb recipe on datatrove. Needs the extra `curate`."""
