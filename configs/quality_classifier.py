@@ -4,7 +4,7 @@
     python -m experiments.quality_classifier --config=configs/quality_classifier.py:labels.jsonl --workdir=runs/mine
 
 The default labels are no finding: pages of the embedded world that teach against those that do not, told apart by their
-layout; expected AUC 1.0, permuted labels near 0.5, under two minutes on 2 CPU cores. docs/quality.md has human labels.
+layout; expected AUC 0.98 to 1, permuted labels 0.4 to 0.6, under a minute on 2 CPU cores. docs/quality.md has human labels.
 Written:
 
     runs/quality_classifier/classifier/   the head, fitted on all documents (quality.load_classifier)
@@ -43,8 +43,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.loss = "logistic"
     # Pull of the weights to zero.
     config.l2 = 1e-3
-    # Limits of L-BFGS: steps, and the gradient's norm at which it ends.
-    config.max_steps = 200
+    # Limits of Newton's method: steps, and the gradient's norm at which it ends.
+    config.max_steps = 30
     config.tolerance = 1e-5
 
     # Each document is scored by a head that learnt from the other folds; seeds cut the folds anew.

@@ -134,6 +134,7 @@ def evaluate(config: ConfigDict, texts: list[str], features: Any, targets: np.nd
     length = np.log([[len(text)] for text in texts]).astype(np.float32)
     length = np.concatenate([length, length**2], axis=1)
     short = np.stack([out_of_fold(length, targets, fold, **settings | {"l2": 1e-6}) for fold in folds])
+    length_mean, length_low, length_high = auc_interval(short, positive, folds, config.bootstrap_samples)
     rng = np.random.default_rng(0)
     permuted = []
     for _ in range(config.permutations):
@@ -148,7 +149,7 @@ def evaluate(config: ConfigDict, texts: list[str], features: Any, targets: np.nd
         "auc_by_seed": [auc(s, positive, f) for s, f in zip(scores, folds, strict=True)],
         "f1": float(np.mean([f1(s >= threshold, positive) for s in scores])),
         "f1_all_good": f1(np.ones(len(texts), bool), positive),
-        "length_auc": float(np.mean([auc(s, positive, f) for s, f in zip(short, folds, strict=True)])),
+        "length_auc": length_mean, "length_auc_low": length_low, "length_auc_high": length_high,
         "permuted_auc": float(np.mean(permuted)) if permuted else None,
         "permuted_lowest": min(permuted, default=None), "permuted_highest": max(permuted, default=None),
         "device": jax.devices()[0].device_kind}
@@ -186,7 +187,8 @@ def markdown(measured: dict[str, Any]) -> str:
     rows = [("AUC, held out", f"{measured['auc']:.3f} [{measured['auc_low']:.3f}, {measured['auc_high']:.3f}]"),
             ("AUC of each seed", ", ".join(f"{value:.3f}" for value in measured["auc_by_seed"])),
             ("F1, held out; of calling every text good", f"{measured['f1']:.3f}; {measured['f1_all_good']:.3f}"),
-            ("AUC of length alone", f"{measured['length_auc']:.3f}")]
+            ("AUC of length alone", f"{measured['length_auc']:.3f} [{measured['length_auc_low']:.3f}, "
+                                    f"{measured['length_auc_high']:.3f}]")]
     if measured["permuted_auc"] is not None:
         rows.append(("AUC with permuted labels, mean and range",
                      f"{measured['permuted_auc']:.3f} [{measured['permuted_lowest']:.3f}, "

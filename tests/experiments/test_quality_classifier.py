@@ -34,8 +34,8 @@ def labels(tmp_path_factory):
     return path
 
 
-def run(labels, workdir, **changes):
-    config = config_file.get_config(str(labels))
+def run(source, workdir, **changes):
+    config = config_file.get_config(str(source))
     config.update({**SMALL, **changes})
     experiment.main(config, str(workdir))
     measured = json.loads((workdir / "report.json").read_text())
@@ -43,9 +43,9 @@ def run(labels, workdir, **changes):
 
 
 def test_report_classifier_and_controls(labels, tmp_path, capsys):
-    measured = run(labels, tmp_path / "run", permutations=4, max_steps=100)
+    measured = run(labels, tmp_path / "run", permutations=4)
     assert measured["documents"] == 60 and measured["good"] == 30
-    assert measured["auc"] > 0.95 and measured["auc_low"] <= measured["auc"] <= measured["auc_high"]
+    assert measured["auc"] > 0.9 and measured["auc_low"] <= measured["auc"] <= measured["auc_high"]
     assert measured["length_auc"] < 0.8 and 0.25 < measured["permuted_auc"] < 0.75
     classifier = load_classifier(tmp_path / "run" / "classifier")
     clear, murky = classifier(["w1 w2 w3 clear", "w1 w2 w3 murky"])
@@ -61,9 +61,9 @@ def base(labels, tmp_path_factory):
     return results(labels, tmp_path_factory.mktemp("base") / "run")
 
 
-def results(labels, workdir, **changes):
+def results(source, workdir, **changes):
     """What was found, without the settings that the report repeats."""
-    measured = run(labels, workdir, **changes)
+    measured = run(source, workdir, **changes)
     scores = (workdir / "scores.jsonl").read_text()
     return {key: value for key, value in measured.items() if key not in ECHOES}, scores
 
@@ -71,23 +71,24 @@ def results(labels, workdir, **changes):
 @pytest.mark.parametrize("change", [
     {"labels": "world:1:tiny"}, {"text_key": "other"}, {"label_key": "score"},
     {"positive_from": 1.5, "label_key": "score"},
-    {"bits": 8}, {"max_characters": 30}, {"loss": "ridge"}, {"l2": 0.1}, {"max_steps": 2}, {"tolerance": 0.1},
+    {"bits": 8}, {"max_characters": 30}, {"loss": "ridge"}, {"l2": 0.1}, {"max_steps": 1}, {"tolerance": 0.1},
     {"folds": 3}, {"seeds": (1,)}, {"permutations": 1}, {"bootstrap_samples": 30},
 ])
 def test_every_key_changes_something(labels, tmp_path, base, change):
     assert results(labels, tmp_path / "run", **change) != base
 
 
-def test_styles_of_the_world(labels, tmp_path):
-    run_1 = run(labels, tmp_path / "a", labels="world:0:tiny", good_styles=("story",))
-    run_2 = run(labels, tmp_path / "b", labels="world:0:tiny", good_styles=("story", "list"))
-    assert (run_1["good"], run_2["good"]) == (20, 40)
+def test_styles_of_the_world():
+    config = config_file.get_config()
+    for styles, good in ((("story",), 20), (("story", "list"), 40)):
+        config.good_styles = styles
+        assert sum(document.label for document in experiment.read(config)) == good
 
 
 def test_hidden_states_of_a_model(labels, tmp_path, monkeypatch):
     config = preset("nano", vocab_size=512)
     texts = [json.loads(line)["text"] for line in labels.read_text().splitlines()]
-    tokenizer = train_tokenizer(texts, vocab_size=300)
+    tokenizer = train_tokenizer(texts, vocab_size=290)
     save_model(tmp_path / "model", init(config, jax.random.key(0)), config, tokenizer)
     sizes = set()
     made = experiment.make_featurizer
