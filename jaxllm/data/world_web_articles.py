@@ -79,6 +79,7 @@ _WORD = re.compile(r"\w*[^\W\d_]\w*")  # a token with a letter in it
 # Shares of characters that one n-gram, or repeated n-grams, may hold: below Gopher's limits by a quarter or more.
 _TOP = {2: 0.15, 4: 0.12}
 _REPEATED = {5: 0.11, 10: 0.06}
+_PROSE_SHARE = 0.815
 
 
 def aside(rng: random.Random) -> str:
@@ -86,7 +87,7 @@ def aside(rng: random.Random) -> str:
     return " ".join(choose(sentence, rng) for sentence in rng.sample(ASIDES, rng.randint(1, 2)))
 
 
-def sound(blocks: Sequence[Block], prose_share: float = 0.825) -> bool:
+def sound(blocks: Sequence[Block], prose_share: float = _PROSE_SHARE) -> bool:
     """Whether the page obeys the rules of the quality filters with a margin.
 
     Args:
@@ -94,12 +95,18 @@ def sound(blocks: Sequence[Block], prose_share: float = 0.825) -> bool:
       prose_share: least share of words among words, numbers and signs; Gopher's rule wants 0.8.
     """
     text, lines = plain(blocks), [block.text for block in blocks]
-    tokens = len(_TOKEN.findall(text)) + sum(block.tag == "item" for block in blocks)  # extractors write a dash
-    if len(_WORD.findall(text)) < prose_share * tokens:
+    words, tokens = _counts(blocks)
+    if words < prose_share * tokens:
         return False
     short, ended = sum(len(line) <= 30 for line in lines), sum(line[-1] in ".!?" for line in lines)
     return (len(set(lines)) == len(lines) and short <= 0.55 * len(lines) and ended >= 0.3 * len(lines)
             and len(lines) <= 0.2 * tokens and not repetitive(text))
+
+
+def _counts(blocks: Sequence[Block]) -> tuple[int, int]:
+    """Tokens with a letter, and all tokens; an item counts one more, for the dash that extractors write."""
+    text = plain(blocks)
+    return len(_WORD.findall(text)), len(_TOKEN.findall(text)) + sum(block.tag == "item" for block in blocks)
 
 
 def repetitive(text: str) -> bool:
@@ -187,7 +194,7 @@ def _compose(world: World, theme: str, queue: collections.deque, rng: random.Ran
     target = math.exp(rng.uniform(math.log(130), math.log(450)))
     asides = [choose(sentence, rng) for sentence in rng.sample(ASIDES, len(ASIDES))]
     blocks, passed_over, names = [Block("h1", f"{choose(_TITLES[theme], rng)}, part {rng.randint(2, 999)}")], [], set()
-    if theme == "school" and rng.random() < 0.7:  # sums and lists alone are no prose
+    if theme == "school" and rng.random() < 0.4:  # sums and lists alone are no prose
         blocks = _joined(blocks, sections("story", story(rng), rng), asides, rng, most=3) or blocks
     while queue and len(passed_over) < 8 and len(plain(blocks).split()) < target:
         index, plan = queue.popleft()
@@ -211,9 +218,11 @@ def _compose(world: World, theme: str, queue: collections.deque, rng: random.Ran
 def _joined(blocks: list[Block], body: list[Block], asides: list[str], rng: random.Random, most: int
             ) -> list[Block] | None:
     """The page with the section after as few asides as make it sound, which are used up; None if `most` do not."""
-    for count in range(int(rng.random() < 0.3), min(most, len(asides)) + 1):
+    words, tokens = _counts(blocks + body)
+    for count in range(int(rng.random() < 0.15), min(most, len(asides)) + 1):
         lead = [Block("p", " ".join(asides[i:min(i + 2, count)])) for i in range(0, count, 2)]
-        if sound(blocks + lead + body):
+        more_words, more_tokens = _counts(lead)
+        if words + more_words >= _PROSE_SHARE * (tokens + more_tokens) and sound(blocks + lead + body):
             del asides[:count]
             return blocks + lead + body
     return None

@@ -1,7 +1,8 @@
 """The look of the made-up web: sites, and HTML around the main text of a page.
 
-Seven builds of page (weblog, portal, table layout of the nineties, newspaper, XHTML, shop window, bare divisions) put menus, cookie
-banners, teasers, comments and footers around the same blocks, so that an extractor has something to get wrong.
+Seven builds of page (weblog, portal, table layout of the nineties, newspaper, XHTML, shop window, bare divisions) put
+menus, cookie banners, teasers, comments and footers around the same blocks, and some put pictures and promotions among
+them, so that an extractor has something to get wrong.
 """
 
 import dataclasses
@@ -76,7 +77,7 @@ def render(site: Site, blocks: Sequence[Block], rng: random.Random, charset: str
     """
     title = blocks[0].text if blocks else site.name
     parts = _furniture(site, rng, bare=not blocks)
-    main = _main(blocks, rng) if blocks else ""
+    main = _main(blocks, rng, _INSERTED if site.language == "en" else ()) if blocks else ""
     head = (f'<head><meta http-equiv="Content-Type" content="text/html; charset={charset}">\n'
             f"<title>{_esc(title)} - {_esc(site.name)}</title>\n"
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -119,16 +120,15 @@ def _furniture(site: Site, rng: random.Random, bare: bool) -> dict[str, str]:
     }
 
 
-def _main(blocks: Sequence[Block], rng: random.Random) -> str:
-    """The blocks as HTML; runs of items and rows share one list or table."""
+def _main(blocks: Sequence[Block], rng: random.Random, inserted: Sequence[str]) -> str:
+    """The blocks as HTML; runs of items and rows share one list or table. Some pages hold some of what is inserted."""
     out = []
     for tag, run in groupby(blocks, key=lambda block: block.tag):
         texts = [_esc(block.text) for block in run]
         if tag == "item":
             out.append("<ul>" + "".join(f"<li>{text}</li>" for text in texts) + "</ul>")
         elif tag == "link":
-            items = (f'<li><a href="/{slug(text)}.html">{text}</a></li>' for text in texts)
-            out.append("<ul>" + "".join(items) + "</ul>")
+            out += [f'<p><a href="/{slug(text)}.html">{text}</a></p>' for text in texts]
         elif tag == "row":
             rows = ("".join(f"<td>{cell}</td>" for cell in text.split(" | ")) for text in texts)
             out.append("<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>")
@@ -138,7 +138,18 @@ def _main(blocks: Sequence[Block], rng: random.Random) -> str:
             out += [f"<p>{_decorated(text, rng)}</p>" for text in texts]
         else:
             out += [f"<{tag}>{text}</{tag}>" for text in texts]
+    for extra in inserted:
+        if rng.random() < 0.2:
+            out.insert(rng.randint(1, len(out)), extra)
     return "\n".join(out)
+
+
+# What stands among the paragraphs and is no main text.
+_INSERTED = (
+    '<figure><img src="/img/1.jpg" alt="A view"><figcaption>Picture: the archive</figcaption></figure>',
+    '<div class="promo"><p>Subscribe to our newsletter and never miss a story.</p><button>Subscribe</button></div>',
+    '<div class="see-also"><ul><li><a href="/archive/7.html">Also worth reading: the long bridge</a></li></ul></div>',
+)
 
 
 def _decorated(text: str, rng: random.Random) -> str:
@@ -212,8 +223,9 @@ def _shell(site: Site, main: str, part: dict[str, str]) -> tuple[str, str]:
 def _bare(site: Site, main: str, part: dict[str, str]) -> tuple[str, str]:
     """Nothing in the markup tells text from furniture but the names of colours."""
     return "<html>", (
-        f'<div class="blue"><b>{_esc(site.name)}</b><br>{part["items"]}</div>\n<div class="grey">{part["related"]}</div>'
-        f'\n<div class="white">{main}</div>\n<div class="grey">{part["comments"]}<br>{part["footer"]}</div>')
+        f'<div class="blue"><b>{_esc(site.name)}</b><br>{part["items"]}</div>\n'
+        f'<div class="grey">{part["related"]}</div>\n<div class="white">{main}</div>\n'
+        f'<div class="grey">{part["comments"]}<br>{part["footer"]}</div>')
 
 
 _BUILDS = (_weblog, _portal, _nineties, _newspaper, _xhtml, _window, _bare)

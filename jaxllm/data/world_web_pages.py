@@ -245,7 +245,9 @@ def edited(blocks: Sequence[Block], rate: float, rng: random.Random) -> list[Blo
     return [Block(block.tag, " ".join(words)) for block, words in zip(blocks, split, strict=True)]
 
 
-_PROTECTED = {value for table in world_words.VALUES.values() for values in table.values() for value in values}
+# Besides the values, the words by which Gopher's rule knows English: a copy must fail as a copy only.
+_PROTECTED = {value for table in world_words.VALUES.values() for values in table.values() for value in values} | {
+    "the", "be", "to", "of", "and", "that", "have", "with"}
 
 
 def _page(index: int, kind: str, fate: str, site: Site, blocks: list[Block], rng: random.Random, *,
