@@ -4,8 +4,8 @@
     python -m experiments.quality_classifier --config=configs/quality_classifier.py:labels.jsonl --workdir=runs/mine
 
 The default labels are no finding: pages of the embedded world that teach against those that do not, told apart by their
-layout; expected AUC 0.98 to 1, permuted labels 0.4 to 0.6, under a minute on 2 CPU cores. docs/quality.md has human labels.
-Written:
+layout; expected AUC 0.98 to 1, permuted labels 0.4 to 0.6, under a minute on 2 CPU cores. docs/quality.md has human
+labels. Written:
 
     runs/quality_classifier/classifier/   the head, fitted on all documents (quality.load_classifier)
     runs/quality_classifier/scores.jsonl  held-out score of every document, per seed
