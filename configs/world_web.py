@@ -2,7 +2,7 @@
 
     python -m experiments.world_web --workdir=runs/web
 
-Needs the extra `curate` (pip install -e '.[curate]'). Some seconds on one CPU core. Written:
+Needs the extra `curate` (pip install -e '.[curate]'). Under a minute on one CPU core. Written:
 
     runs/web/crawl-00000.warc.gz ...   one response record a page
     runs/web/truth.jsonl               a line a page: url, text to extract, kind, fate, group, personal data
