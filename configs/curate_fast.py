@@ -17,6 +17,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.recipe.name = "fast"
     config.recipe.words = "blingfire"
     config.recipe.extract.extractor = "resiliparse"
+    # Blingfire cuts off more punctuation marks, each a word without letters.
+    config.recipe.gopher_quality.min_words_with_letters = 0.77
+    # Captions and menus that resiliparse keeps come twice; the paper's value.
+    config.recipe.fineweb.max_duplicate_line_characters = 0.1
     config.recipe.minhash.hash = "xxhash"
     return config
 

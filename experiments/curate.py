@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,7 +15,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from experiments import launch
+from experiments import launch, report
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -32,6 +33,9 @@ def main(config: ConfigDict, workdir: str) -> None:
     settings = recipe.from_mapping(config.recipe.to_dict())
     where = run.Where(**{**config.where.to_dict(), "slurm": config.where.slurm.to_dict()})
     inputs = find_inputs(config, pathlib.Path(workdir))
+    blocked = pathlib.Path(inputs.folder) / "blocked_domains.txt"
+    if config.input.world and not settings.url.extra_domains and blocked.exists():  # no real list knows made-up hosts
+        settings = dataclasses.replace(settings, url=dataclasses.replace(settings.url, extra_domains=str(blocked)))
     folder = run.curate(settings, inputs, workdir, where, cache=config.cache, tokenizer=config.tokens.tokenizer)
     if not (folder / "funnel.json").exists():
         print(f"submitted; the same command checks and reports when the jobs are done: {folder}")
@@ -71,6 +75,7 @@ def find_inputs(config: ConfigDict, workdir: pathlib.Path):
     if not (web / "truth.jsonl").exists():
         world_web.write_web(world.make_world(int(seed), size or "small"), web, seed=int(seed),
                             pages=given.world_pages, files=given.world_files)
+    report.write_text(web / "blocked_domains.txt", "\n".join(world_web.BLOCKED_DOMAINS) + "\n")
     return Inputs(str(web), pattern="*.warc.gz", limit=given.limit)
 
 

@@ -66,6 +66,7 @@ def gather(run: pathlib.Path, limit: int) -> Facts:
     for row in documents(run / "documents", limit):
         metadata = row.get("metadata", {})
         facts.kept_lengths.append(len(row["text"]))
+        facts.languages.update([metadata["language"]] if "language" in metadata else [])
         facts.domains[urllib.parse.urlsplit(metadata.get("url", "")).hostname or "(none)"] += 1
         size = metadata.get("minhash_cluster_size", 1)
         facts.clusters[size] += 1
@@ -74,8 +75,7 @@ def gather(run: pathlib.Path, limit: int) -> Facts:
     for folder in sorted((run / "dropped").glob("*")):
         for row in documents(folder, limit):
             metadata = row.get("metadata", {})
-            if folder.name == "language":
-                facts.languages[metadata.get("language", "?")] += 1
+            facts.languages.update([metadata["language"]] if "language" in metadata else [])
             if folder.name not in ("url", "extract"):
                 facts.dropped_lengths.append(len(row["text"]))
             if folder.name == "minhash" and facts.pair is None:
@@ -86,8 +86,7 @@ def gather(run: pathlib.Path, limit: int) -> Facts:
 
 def funnel_rows(rows: Funnel) -> list[list[str]]:
     """The table: header first."""
-    table = [["after stage", "documents", "kept", "characters", "tokens", "dropped", "most frequent reasons",
-              "seconds"]]
+    table = [["after stage", "documents", "kept", "characters", "tokens", "dropped", "reasons", "seconds"]]
     before = None
     for stage in rows.stages:
         share = "" if before is None or not before else f"{100 * stage.documents / before:.1f}%"
@@ -100,11 +99,14 @@ def funnel_rows(rows: Funnel) -> list[list[str]]:
 
 
 def html_table(table: list[list[str]]) -> str:
-    """Numbers to the right."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table[0])
-    body = "".join("<tr>" + "".join(f"<td{' class=n' if cell[:1].isdigit() else ''}>{html.escape(cell)}</td>"
-                                    for cell in row) + "</tr>" for row in table[1:])
-    return f"<table><tr>{head}</tr>{body}</table>"
+    """Numbers to the right; only text may be broken into lines."""
+    def cell(text: str) -> str:
+        kind = "n" if text[:1].isdigit() else "text" if " " in text else ""
+        return f"<td class=\"{kind}\">{html.escape(text)}</td>"
+
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in table[0])
+    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in table[1:])
+    return f"<table class=\"wide\"><tr>{head}</tr>{body}</table>"
 
 
 def markdown_table(table: list[list[str]]) -> str:

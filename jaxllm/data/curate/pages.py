@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import cchardet
 from datatrove.data import Document
+from datatrove.io import DataFolder, get_datafolder
 from datatrove.pipeline.readers.base import BaseDiskReader
 
 from jaxllm.data.curate.recipe import Read
@@ -46,6 +48,13 @@ class Pages(BaseDiskReader):
                  glob_pattern: str | None = None, limit: int = -1) -> None:
         super().__init__(data_folder, paths_file=paths_file or None, glob_pattern=glob_pattern or None, limit=limit)
         self.settings = settings
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Pages of this task's share of the files."""
+        files = page_files(self.data_folder, self.paths_file or "", self.glob_pattern or "")
+        for document in self.read_files_shard(files[rank::world_size]):
+            self.update_doc_stats(document)
+            yield document
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         """Pages of one file."""
@@ -127,6 +136,33 @@ class Pages(BaseDiskReader):
             self.stat_update("lost_empty")
             return
         yield Document(text=text, id=id_, metadata=metadata | {"is_text": is_text, "_bytes": size})
+
+
+def page_files(folder: str | DataFolder, paths_file: str = "", pattern: str = "") -> list[str]:
+    """The files to read, in order: those named, those that match, or all of a kind that can be read.
+
+    Raises:
+      FileNotFoundError: there is none. ValueError: one that was asked for is of another kind, or a web server would
+        have to be asked what it has.
+    """
+    found = get_datafolder(folder)
+    if paths_file:
+        head, tail = os.path.split(paths_file)
+        with get_datafolder(head or ".").open(tail, "rt", compression="infer") as file:
+            files = [line.strip() for line in file if line.strip()]
+    elif not found.is_local() and str(folder).startswith("http"):
+        raise ValueError(f"{folder}: a web server lists no files; name them in inputs.paths_file, one a line")
+    else:
+        files = found.list_files(glob_pattern=pattern or None) if found.isdir("") else []
+    if paths_file or pattern:
+        for file in files:
+            kind_of(file)
+    else:
+        files = [file for file in files if file.removesuffix(".gz").endswith(SUFFIXES)]
+    if not files:
+        raise FileNotFoundError(f"no input: {paths_file or found.path}{f' with pattern {pattern}' if pattern else ''} "
+                                f"has no file of pages ({', '.join(SUFFIXES)}, each also with .gz)")
+    return files
 
 
 def kind_of(path: str) -> str:

@@ -239,7 +239,8 @@ def fast() -> Recipe:
     the recipe keeps what `fineweb` keeps, as far as docs/curate.md shows.
     """
     return Recipe("fast", words="blingfire", extract=Extract(extractor="resiliparse"),
-                  minhash=MinHash(hash="xxhash"))
+                  gopher_quality=GopherQuality(min_words_with_letters=0.77),
+                  fineweb=FineWeb(max_duplicate_line_characters=0.1), minhash=MinHash(hash="xxhash"))
 
 
 def from_mapping(settings: Mapping[str, Any]) -> Recipe:

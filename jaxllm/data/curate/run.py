@@ -10,9 +10,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,12 +20,11 @@ from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
-from datatrove.io import get_datafolder
 from loguru import logger
 from tqdm import tqdm
 
 from jaxllm.data.curate import funnel
-from jaxllm.data.curate.pages import SUFFIXES, kind_of
+from jaxllm.data.curate.pages import page_files
 from jaxllm.data.curate.recipe import Recipe
 from jaxllm.data.curate.stages import Inputs, Job, jobs
 from jaxllm.data.curate.steps import prepare_lists
@@ -79,7 +78,7 @@ def curate(recipe: Recipe, inputs: Inputs, folder: str | os.PathLike, where: Whe
       FileNotFoundError: no input, or the language model is missing.
       ValueError: no page came through a stage, or too many ran out of time.
     """
-    files = input_files(inputs)
+    files = page_files(inputs.folder, inputs.paths_file, inputs.pattern)
     tasks = min(where.tasks or 1000, len(files))
     run = pathlib.Path(folder) / f"{recipe.name}-{_fingerprint(recipe, inputs, files, tasks, tokenizer)}"
     if (run / "funnel.json").exists():
@@ -106,30 +105,6 @@ def curate(recipe: Recipe, inputs: Inputs, folder: str | os.PathLike, where: Whe
         os.rename(run / "work" / "documents", run / "documents")
     _write_json(run / "funnel.json", dataclasses.asdict(funnel.read(run, recipe)))
     return run
-
-
-def input_files(inputs: Inputs) -> list[str]:
-    """The files to read, in order.
-
-    Raises:
-      FileNotFoundError: there is none. ValueError: one is of a kind that cannot be read.
-    """
-    if inputs.paths_file:
-        with get_datafolder(os.path.dirname(inputs.paths_file) or ".").open(
-                os.path.basename(inputs.paths_file), "rt", compression="infer") as file:
-            files = [line.strip() for line in file if line.strip()]
-    elif "://" in inputs.folder and inputs.folder.startswith("http"):
-        raise ValueError(f"{inputs.folder}: a web server lists no files; name them in inputs.paths_file, one a line")
-    else:
-        found = get_datafolder(inputs.folder)
-        files = found.list_files(glob_pattern=inputs.pattern or None) if found.isdir("") else []
-    if not files:
-        raise FileNotFoundError(f"no input: {inputs.paths_file or inputs.folder} "
-                                f"{f'with pattern {inputs.pattern} ' if inputs.pattern else ''}names no file; pages "
-                                f"are read from {', '.join(SUFFIXES)}, each also with .gz")
-    for file in files:
-        kind_of(file)
-    return files
 
 
 def check(recipe: Recipe, rows: funnel.Funnel) -> None:
@@ -161,7 +136,10 @@ class _Local(LocalPipelineExecutor):
     """Its tasks write their logs to files alone."""
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
-        return super()._run_for_rank(rank, local_rank=1, node_rank=node_rank)
+        try:
+            return super()._run_for_rank(rank, local_rank=1, node_rank=node_rank)
+        finally:
+            logger.remove()  # closing the task's log has put the terminal back
 
 
 def _executor(job: Job, run: pathlib.Path, where: Where, **more) -> PipelineExecutor:
@@ -175,11 +153,19 @@ def _executor(job: Job, run: pathlib.Path, where: Where, **more) -> PipelineExec
 
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
-        # An actor takes seconds to start, and the work on a bucket may take less: a worker gets several at once.
-        together = math.ceil(job.tasks / where.workers) if job.name == "buckets" and where.workers else 1
-        return RayPipelineExecutor(**common, workers=where.workers or -1, mem_per_cpu_gb=where.memory_gb,
-                                   tasks_per_job=together)
+        common["pipeline"] = [_end_when_told, *job.steps]
+        return RayPipelineExecutor(**common, workers=where.workers or -1, mem_per_cpu_gb=where.memory_gb)
     return _Local(**common, workers=min(where.workers or os.cpu_count() or 1, job.tasks))
+
+
+def _end_when_told(data, rank: int, world_size: int):
+    """First step on Ray: lets SIGTERM end the process.
+
+    datatrove runs a task in a process forked from a Ray worker and ends it with SIGTERM, which the fork would handle as
+    its parent does, so that the task is waited for without end after its work is done.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return data
 
 
 def _submit(todo: list[Job], run: pathlib.Path, where: Where) -> None:

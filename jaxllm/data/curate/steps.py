@@ -1,4 +1,4 @@
-"""Stages of a curation that differ from datatrove's own: they work offline, in little memory, and keep what they drop."""
+"""Stages that differ from datatrove's own: they work offline, in little memory, and keep what they drop."""
 
 from __future__ import annotations
 

@@ -23,8 +23,9 @@ def read(folder, **options):
 
 def record(i, content=HTML.encode(), status="200 OK", http="Content-Type: text/html", warc=""):
     payload = f"HTTP/1.1 {status}\r\n{http}\r\n\r\n".encode() + content
-    head = (f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.example/{i}\r\nWARC-Date: 2024-01-01T00:00:00Z"
-            f"\r\nWARC-Record-ID: <urn:{i}>\r\n{warc}Content-Length: {len(payload)}\r\n\r\n")
+    head = (f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.example/{i}\r\n"
+            f"WARC-Date: 2024-01-01T00:00:00Z\r\nWARC-Record-ID: <urn:{i}>\r\n{warc}"
+            f"Content-Length: {len(payload)}\r\n\r\n")
     return gzip.compress(head.encode() + payload + b"\r\n\r\n")
 
 

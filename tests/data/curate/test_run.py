@@ -21,9 +21,11 @@ from jaxllm.data.curate.stages import Inputs  # noqa: E402
 BASE = recipe.Recipe("test", words="blingfire", extract=recipe.Extract(extractor="resiliparse"),
                      language=recipe.Language(on=False), url=recipe.Url(integrated_lists=False),
                      minhash=recipe.MinHash(hash="xxhash"))
-WORDS = """kettle harbour orchard violin lantern bridge garden library mountain market river window letter doctor winter
-summer teacher carpet engine forest blanket village soldier captain painter kitchen morning evening island station
-hammer mirror basket candle ladder pocket ribbon saddle tunnel velvet walnut anchor barrel castle dragon falcon""".split()
+WORDS = """
+kettle harbour orchard violin lantern bridge garden library mountain market river window letter doctor
+winter summer teacher carpet engine forest blanket village soldier captain painter kitchen morning evening island
+station hammer mirror basket candle ladder pocket ribbon saddle tunnel velvet walnut anchor barrel castle dragon falcon
+""".split()
 FRAMES = ("The {} of the {} was older than any {} that people had seen near the {}.",
           "When the {} came, nobody thought to bring a {} with the {} to this {}.",
           "Her {} and the {} stood by a {}, as they have since the {} burned.",
@@ -50,7 +52,7 @@ def crawl(tmp_path_factory):
     rows = [{"id": f"good-{i}", "html": page(prose(i)), "url": f"http://site{i % 3}.org/{i}"} for i in range(24)]
     rows[5]["html"] = page(prose(5) + ["Write to ann.lee@mail.example.net for more about the town and the market."])
     rows += [{"id": "twin", "html": page(prose(7)), "url": "http://site9.org/7"},
-             {"id": "short", "html": page(["A short page says with few words that it is about an old harbour, and to that has nothing else to add."]), "url": "http://site1.org/s"},
+             {"id": "short", "html": page(prose(50)[:3]), "url": "http://site1.org/s"},
              {"id": "code", "html": page([*prose(99), "function f() { return 1; } is what it says, and more."]),
               "url": "http://site1.org/c"},
              {"id": "empty", "html": "<html><body></body></html>", "url": "http://site1.org/e"}]
@@ -127,7 +129,8 @@ def test_other_settings_are_another_run_and_the_same_are_this_one(crawl, finishe
 def test_killed_and_called_again_loses_and_doubles_nothing(crawl, finished, tmp_path):
     script = ("import sys; sys.path.insert(0, sys.argv[1])\nimport test_run\n"
               "from jaxllm.data.curate import run\n"
-              "if __name__ == '__main__': test_run.curate(sys.argv[2], sys.argv[3], where=run.Where(workers=1, tasks=4))")
+              "if __name__ == '__main__':\n"
+              "    test_run.curate(sys.argv[2], sys.argv[3], where=run.Where(workers=1, tasks=4))")
     (tmp_path / "go.py").write_text(script)
     command = [sys.executable, str(tmp_path / "go.py"), os.path.dirname(__file__), str(crawl), str(tmp_path / "runs")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -159,10 +162,12 @@ def test_bad_input(tmp_path):
         curate(tmp_path / "nowhere", tmp_path / "a")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.zip").write_text("x")
-    with pytest.raises(ValueError, match="unknown kind of file"):
+    with pytest.raises(FileNotFoundError, match="no input"):
         curate(tmp_path / "in", tmp_path / "a")
+    with pytest.raises(ValueError, match="unknown kind of file"):
+        run.curate(BASE, Inputs(str(tmp_path / "in"), pattern="*.zip"), tmp_path / "a")
     with pytest.raises(ValueError, match="a web server lists no files"):
-        run.input_files(Inputs("https://data.example.org"))
+        curate("https://data.example.org", tmp_path / "a")
     with pytest.raises(ValueError, match="where.on is 'moon'"):
         run.Where(on="moon")
     with pytest.raises(ValueError, match="needs `time` and `partition`"):
@@ -203,11 +208,22 @@ def test_slurm_jobs_are_submitted_in_order_and_a_task_of_one_runs(crawl, tmp_pat
     assert len(documents(folder / "work" / "pages")) > 5
 
 
+RAY = """import sys; sys.path.insert(0, sys.argv[1])
+import ray, test_run
+from jaxllm.data.curate import run
+if __name__ == '__main__':
+    ray.init(num_cpus=2, include_dashboard=False)
+    print('run:', test_run.curate(sys.argv[2], sys.argv[3], where=run.Where(on='ray', workers=2, tasks=4, memory_gb=1)))
+"""
+
+
 def test_ray_gives_the_same_documents(crawl, finished, tmp_path):
-    ray = pytest.importorskip("ray", reason="needs the extra `curate-cluster`")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        folder = curate(crawl, tmp_path, BASE, run.Where(on="ray", workers=1, tasks=4, memory_gb=1))
-    finally:
-        ray.shutdown()
-    assert documents(folder / "documents") == documents(finished / "documents")
+    pytest.importorskip("ray", reason="needs the extra `curate-cluster`")
+    (tmp_path / "go.py").write_text(RAY)
+    command = [sys.executable, str(tmp_path / "go.py"), os.path.dirname(__file__), str(crawl), str(tmp_path / "runs")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True,
+                          text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = next((tmp_path / "runs").iterdir())
+    ours, theirs = documents(finished / "documents"), documents(folder / "documents")
+    assert {id_: row["text"] for id_, row in ours.items()} == {id_: row["text"] for id_, row in theirs.items()}
