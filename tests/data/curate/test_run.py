@@ -17,6 +17,9 @@ pytest.importorskip("datatrove", reason="needs the extra `curate`")
 from jaxllm.data.curate import funnel, recipe, run  # noqa: E402
 from jaxllm.data.curate.stages import Inputs  # noqa: E402
 
+# datatrove forks a process for its queues; JAX, which other tests have started here, warns of any fork.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 # The fast recipe without its two stages that need a model or 4 million hosts; what differs is the same.
 BASE = recipe.Recipe("test", words="blingfire", extract=recipe.Extract(extractor="resiliparse"),
                      language=recipe.Language(on=False), url=recipe.Url(integrated_lists=False),
