@@ -85,7 +85,8 @@ def write_warcs(config: ConfigDict, folder: pathlib.Path) -> tuple[int, int]:
                 http = StatusAndHeaders("200 OK", [("Content-Type", "text/html; charset=utf-8")], "HTTP/1.1")
                 writer.write_record(writer.create_warc_record(
                     url or f"http://site{i}.example.org/", "response", payload=io.BytesIO(content),
-                    length=len(content), http_headers=http, warc_headers_dict={"WARC-Identified-Payload-Type": "text/html"}))
+                    length=len(content), http_headers=http,
+                    warc_headers_dict={"WARC-Identified-Payload-Type": "text/html"}))
     return len(found), sum(len(content) for _, content in found)
 
 

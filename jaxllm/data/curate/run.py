@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import threading
@@ -89,8 +90,8 @@ def curate(recipe: Recipe, inputs: Inputs, folder: str | os.PathLike, where: Whe
     todo = jobs(recipe, inputs, str(run), tasks, lists, tokenizer)
     with _quiet_environment():
         if where.on == "slurm":
-            _submit(todo, run, where)
             if any(not _finished(run, job) for job in todo):
+                _submit(todo, run, where)
                 return run
         for job in todo:
             if not _finished(run, job):
@@ -98,7 +99,7 @@ def curate(recipe: Recipe, inputs: Inputs, folder: str | os.PathLike, where: Whe
                 with _progress(run, job, progress), _log_to(run / "logs" / f"{job.name}.log"):
                     executor.run()
             if job.name == "pages":
-                check(recipe, funnel.read(run, recipe))
+                _check_pages(recipe, run)
     check(recipe, funnel.read(run, recipe))
     # A run that was killed between these two lines left the documents in place.
     if not (run / "documents").exists():
@@ -123,6 +124,15 @@ def check(recipe: Recipe, rows: funnel.Funnel) -> None:
                 raise ValueError(f"{late:,} of {seen:,} pages ran into extract.seconds={recipe.extract.seconds}, more "
                                  f"than extract.max_timeout_share={recipe.extract.max_timeout_share}: allow more "
                                  "seconds, or run fewer workers at once")
+
+
+def _check_pages(recipe: Recipe, run: pathlib.Path) -> None:
+    """`check`, after whose refusal the pages are read anew when called again: a busy machine may be a free one then."""
+    try:
+        check(recipe, funnel.read(run, recipe))
+    except ValueError:
+        shutil.rmtree(run / "logs" / "pages")
+        raise
 
 
 def _fingerprint(recipe: Recipe, inputs: Inputs, files: list[str], tasks: int, tokenizer: str) -> str:
@@ -169,10 +179,17 @@ def _end_when_told(data, rank: int, world_size: int):
 
 
 def _submit(todo: list[Job], run: pathlib.Path, where: Where) -> None:
+    """Submits what is left, once: the same task in two queued jobs would write the same file twice at a time."""
+    submitted = run / "submitted"
+    if submitted.exists():
+        left = [job.name for job in todo if not _finished(run, job)]
+        raise ValueError(f"the jobs of {run} were submitted and have not finished ({', '.join(left)} left); look at "
+                         f"squeue, and when none of them is in it, delete {submitted} to submit what is left")
     before = None
     for job in todo:
         before = _executor(job, run, where, depends=before)
     before.launch_job()  # and with it all that it waits for
+    submitted.touch()
 
 
 def _finished(run: pathlib.Path, job: Job) -> bool:

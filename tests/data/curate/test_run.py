@@ -156,8 +156,18 @@ def test_gates(crawl, tmp_path):
         curate(crawl, tmp_path / "a", none)
     assert not list((tmp_path / "a").glob("*/documents"))
     late = dataclasses.replace(BASE, extract=recipe.Extract(extractor="trafilatura", seconds=1e-4))
-    with pytest.raises(ValueError, match="ran into extract.seconds|no page came through extract"):
-        curate(crawl, tmp_path / "b", late)
+    for _ in range(2):  # it tries anew each time
+        with pytest.raises(ValueError, match="no page came through extract; 28 were dropped .timeout"):
+            curate(crawl, tmp_path / "b", late)
+
+
+def test_too_many_pages_out_of_time_fail_the_run():
+    def extract(late):
+        return funnel.Funnel((funnel.Stage("extract", 1000 - late, 1, None, late, {"timeout": late}, 1.0, {}),), 1, 1)
+
+    run.check(BASE, extract(5))
+    with pytest.raises(ValueError, match="6 of 1,000 pages ran into extract.seconds=10.0"):
+        run.check(BASE, extract(6))
 
 
 def test_bad_input(tmp_path):
@@ -209,6 +219,8 @@ def test_slurm_jobs_are_submitted_in_order_and_a_task_of_one_runs(crawl, tmp_pat
     subprocess.run(["launch_pickled_pipeline", *command], env=environment, check=True, stderr=subprocess.DEVNULL)
     assert os.listdir(folder / "logs" / "pages" / "completions") == ["00001"]
     assert len(documents(folder / "work" / "pages")) > 5
+    with pytest.raises(ValueError, match="were submitted and have not finished .pages, signatures"):
+        curate(crawl, tmp_path / "runs", BASE, where)
 
 
 RAY = """import sys; sys.path.insert(0, sys.argv[1])
