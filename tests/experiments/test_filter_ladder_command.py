@@ -1,4 +1,4 @@
-"""The filter ladder on a small web: what it counts is what stands in the files, and its numbers are those of the books."""
+"""The filter ladder on a small web: what it counts is what stands in the files; its numbers are by definition."""
 
 import json
 
