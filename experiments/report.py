@@ -27,7 +27,8 @@ figure { background: #fff; border: 1px solid var(--line); border-radius: 8px; pa
 table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .3rem .6rem;
        border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
-table.wide { display: block; overflow-x: auto; } table.wide td, table.wide th { font-size: .85rem; white-space: nowrap; }
+table.wide { display: block; overflow-x: auto; }
+table.wide td, table.wide th { font-size: .85rem; white-space: nowrap; }
 table.wide td.text { white-space: normal; }
 blockquote { margin: .6rem 0; padding: .6rem 1rem; background: var(--soft); border-radius: 8px;
        white-space: pre-wrap; overflow-wrap: anywhere; } blockquote b { color: #2a6fdb; }
