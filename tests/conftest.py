@@ -1,7 +1,8 @@
 """Shared test set-up: eight virtual CPU devices, strict promotion, the real data where it is at hand.
 
 Real data that nobody here wrote is not in the repository (its licences differ). Tests that need it look
-in the folder named by the environment variable JAXLLM_TEST_DATA and are skipped, saying so, without it.
+in the folder named by the environment variable JAXLLM_TEST_DATA and are skipped, saying so, without it; published
+weights are looked for in JAXLLM_TEST_WEIGHTS in the same way.
 """
 
 import os
@@ -24,14 +25,24 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 @pytest.fixture(scope="session")
 def real_data():
     """Returns `path(name)`: a file of the real test data, or skips the test where it is missing."""
-    root = os.environ.get("JAXLLM_TEST_DATA")
+    return _folder("real test data", "JAXLLM_TEST_DATA")
+
+
+@pytest.fixture(scope="session")
+def real_weights():
+    """Returns `path(name)`: a file of published weights (docs/convert.md), or skips the test where it is missing."""
+    return _folder("published weights", "JAXLLM_TEST_WEIGHTS")
+
+
+def _folder(what: str, variable: str):
+    root = os.environ.get(variable)
 
     def path(name: str) -> pathlib.Path:
         if root is None:
-            pytest.skip("real test data: set JAXLLM_TEST_DATA to the folder that holds it")
+            pytest.skip(f"{what}: set {variable} to the folder that holds {name}")
         found = pathlib.Path(root) / name
         if not found.exists():
-            pytest.skip(f"real test data: {name} is not in JAXLLM_TEST_DATA")
+            pytest.skip(f"{what}: {name} is not in {variable}")
         return found
 
     return path
