@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxllm.model.axes import partition_spec
+from jaxllm.model.cache import Int8Slots, Slots
 
 # Queries in a block. Smaller ones skip more of the keys that causality hides, larger ones make better products.
 QUERY_BLOCK = 64
@@ -158,35 +159,41 @@ def _block_logits(q, k, segment_ids, block, static):
     return jnp.where(mask[:, None, None], logits, -1e30)
 
 
-def attend_cached(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, positions: jax.Array, *,
+def attend_cached(q_BTNH: jax.Array, keys: Slots, values: Slots, positions: jax.Array, *,
                   scale: float, window: int = 0, softcap: float = 0.0) -> jax.Array:
     """Attention of new positions to a cache whose slot s holds the key of position s.
 
     Args:
       q_BTNH: queries of the new positions [B, T, N, H].
-      k_BKSH, v_BKSH: the cache, with the new positions already in it [B, K, S, H].
+      keys, values: the cache, with the new positions already in it [B, K, S, H], as arrays or `Int8Slots`.
       positions: int32 [B, T], the slot of each query; it sees slots up to its own.
       scale, window, softcap: as in `attend`.
 
     Returns:
       [B, T, N, H] in the dtype of q.
     """
-    slots = jnp.arange(k_BKSH.shape[2])[None, None, :]
+    slots = jnp.arange(keys.shape[2])[None, None, :]
     mask = slots <= positions[:, :, None]
     if window:
         mask &= slots > positions[:, :, None] - window
-    return weigh(q_BTNH, k_BKSH.astype(q_BTNH.dtype), v_BKSH.astype(q_BTNH.dtype), mask[:, None],
-                 scale=scale, softcap=softcap)
+    key_scale = value_scale = None
+    if isinstance(keys, Int8Slots):
+        keys, values, key_scale, value_scale = keys.values, values.values, keys.scale, values.scale
+    return weigh(q_BTNH, keys.astype(q_BTNH.dtype), values.astype(q_BTNH.dtype), mask[:, None],
+                 scale=scale, softcap=softcap, key_scale=key_scale, value_scale=value_scale)
 
 
 def weigh(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask: jax.Array, *, scale: float,
-          softcap: float = 0.0) -> jax.Array:
+          softcap: float = 0.0, key_scale: jax.Array | None = None, value_scale: jax.Array | None = None
+          ) -> jax.Array:
     """softmax(softcap(scale q k'), where mask) v, with the softmax in float32: the reference for every kernel.
 
     Args:
       q_BTNH: queries; the G = N / K heads of a group share a head of keys.
       k_BKSH, v_BKSH: keys and values, heads first.
       mask: bool, broadcastable to [B, 1, T, S]; True = attend. Every query must see at least one key.
+      key_scale, value_scale: float32 [B, K, S], factors of the key and the value of a slot; None is 1. They are
+        applied to the scores and the weights, which are smaller than what they scale.
 
     Returns:
       [B, T, N, H] in the dtype of q.
@@ -196,11 +203,15 @@ def weigh(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask: jax.Arr
     # All queries of a group as the rows of one matrix: a product that every backend has a quick routine for.
     q_BKRH = jnp.swapaxes(q_BTNH, 1, 2).reshape(B, K, N // K * T, H)
     logits_BKRS = jnp.einsum("bkrh,bksh->bkrs", q_BKRH, k_BKSH, preferred_element_type=jnp.float32) * scale
+    if key_scale is not None:
+        logits_BKRS = logits_BKRS * key_scale[:, :, None]
     if softcap:
         logits_BKRS = softcap * jnp.tanh(logits_BKRS / softcap)
     logits_BKGTS = jnp.where(mask[:, :, None], logits_BKRS.reshape(B, K, N // K, T, S), -1e30)
-    weights_BKRS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(q_BTNH.dtype).reshape(B, K, N // K * T, S)
-    out_BKRH = jnp.einsum("bkrs,bksh->bkrh", weights_BKRS, v_BKSH)
+    weights_BKRS = jax.nn.softmax(logits_BKGTS, axis=-1).reshape(B, K, N // K * T, S)
+    if value_scale is not None:
+        weights_BKRS = weights_BKRS * value_scale[:, :, None]
+    out_BKRH = jnp.einsum("bkrs,bksh->bkrh", weights_BKRS.astype(q_BTNH.dtype), v_BKSH)
     return jnp.swapaxes(out_BKRH.reshape(B, N, T, H), 1, 2)
 
 

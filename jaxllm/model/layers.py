@@ -10,20 +10,26 @@ import jax.numpy as jnp
 
 from jaxllm.model.axes import constrain
 from jaxllm.model.config import ModelConfig, RopeScaling
+from jaxllm.model.overlay import Overlay
 
 Params = dict[str, Any]
 
 
-def dense(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """`einsum(equation, x, weight) + bias` in the dtype of `x`: the one place where weights meet activations."""
+def dense(equation: str, x: jax.Array, weight: jax.Array | Overlay, bias: jax.Array | None = None) -> jax.Array:
+    """`einsum(equation, x, weight) + bias` in the dtype of `x`: where the weights of a block meet activations."""
     # Written as a product of two matrices, so that the gradient of a weight is one too: of three dimensions, XLA on a
     # CPU would first copy the activations transposed, which can cost as much as the product.
     inputs, out = equation.split("->")
     x_axes, weight_axes = inputs.split(",")
     rows = sum(axis in out for axis in x_axes)
     columns = len(weight_axes) - (len(x_axes) - rows)
-    batch, features = x.shape[:rows], weight.shape[weight.ndim - columns:]
-    y = x.reshape(math.prod(batch), -1) @ weight.astype(x.dtype).reshape(-1, math.prod(features))
+    batch = x.shape[:rows]
+    x_RI = x.reshape(math.prod(batch), -1)
+    if isinstance(weight, Overlay):
+        features, y = weight.out, weight.product(x_RI).astype(x.dtype)
+    else:
+        features = weight.shape[weight.ndim - columns:]
+        y = x_RI @ weight.astype(x.dtype).reshape(-1, math.prod(features))
     y = y.reshape(*batch, *features)
     if bias is None:
         return y

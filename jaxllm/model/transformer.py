@@ -13,6 +13,7 @@ from jaxllm.model.axes import constrain
 from jaxllm.model.cache import KVCache
 from jaxllm.model.config import Execution, ModelConfig
 from jaxllm.model.layers import dense, mlp, norm, query_key_value, rotary_tables
+from jaxllm.model.overlay import Overlay
 from jaxllm.model.params import Params, split_layers
 
 REMAT_POLICIES = {
@@ -118,8 +119,9 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array, positions: jax
     dtype = jnp.dtype(execution.dtype)
     # The table is gathered over "fsdp" first, as any weight before its use; a look-up in a table split by columns
     # would come back split the same way, and moving it to rows costs more than the table.
-    table = constrain(params["embedding"]["tokens"], ("vocab", None))
-    x = table[tokens].astype(dtype)
+    table = params["embedding"]["tokens"]
+    x = table.rows(tokens) if isinstance(table, Overlay) else constrain(table, ("vocab", None))[tokens]
+    x = x.astype(dtype)
     if config.scale_embedding:
         x = x * jnp.asarray(config.dim ** 0.5, dtype)
     if config.positions == "learned":
@@ -128,14 +130,21 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array, positions: jax
 
 
 def head_matrix(params: Params, config: ModelConfig) -> jax.Array:
-    """The output head as [V, D]: the token embedding itself when the two are tied."""
-    return params["embedding"]["tokens"] if config.tied_embedding else params["head"].T
+    """The output head as an array [V, D]: the token embedding itself when the two are tied."""
+    head = params["embedding"]["tokens"] if config.tied_embedding else params["head"]
+    if isinstance(head, Overlay):
+        return head.rows(slice(None))
+    return head if config.tied_embedding else head.T
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Output head: [..., D] -> float32 [..., V], soft-capped where the model says so."""
-    head = head_matrix(params, config).astype(hidden.dtype)
-    out = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+    head = params["embedding"]["tokens"] if config.tied_embedding else params["head"]
+    if isinstance(head, Overlay):
+        out = head.product(hidden.reshape(-1, config.dim)).reshape(*hidden.shape[:-1], -1)
+    else:
+        out = jnp.einsum("...d,vd->...v", hidden, head_matrix(params, config).astype(hidden.dtype),
+                         preferred_element_type=jnp.float32)
     if config.logit_softcap:
         out = config.logit_softcap * jnp.tanh(out / config.logit_softcap)
     return out

@@ -1,0 +1,164 @@
+"""Quantised weights: levels as GGUF has them, and models that compute with exactly the weights they stand for."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.model.cache import empty_cache
+from jaxllm.model.config import Execution, preset
+from jaxllm.model.overlay import Overlay
+from jaxllm.model.params import abstract_params, init, partition_specs, unstack_blocks
+from jaxllm.model.quantize import (
+    int4_rows,
+    int8_rows,
+    output_major,
+    quantize,
+    quantized_specs,
+    tree_bytes,
+)
+from jaxllm.model.transformer import decode, forward, head_matrix, logits
+
+TIED = preset("nano", norm="layer", mlp="gelu", positions="learned", bias="all", kv_heads=4)
+UNTIED = preset("nano", qk_norm=True, bias="qkv", tied_embedding=False)
+TOKENS = np.random.default_rng(0).integers(256, size=(2, 12)).astype(np.int32)
+run = jax.jit(forward, static_argnums=1, static_argnames="execution")
+
+
+@functools.cache
+def parameters(config):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) * 3, init(config, jax.random.key(1)))
+
+
+@functools.cache
+def quantized(config, scheme):
+    return jax.jit(functools.partial(quantize, config=config, scheme=scheme))(parameters(config))
+
+
+def stood_for(tree, params):
+    """The arrays that the overlays of a tree stand for, in the shapes of `params`."""
+    flat, shapes = traverse_util.flatten_dict(tree, sep="/"), traverse_util.flatten_dict(params, sep="/")
+    for name, leaf in flat.items():
+        if isinstance(leaf, Overlay):
+            first = 0 if name == "head" else 1
+            flat[name] = jnp.moveaxis(leaf.rows(slice(None)), -1, first).reshape(shapes[name].shape)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def test_levels_are_those_of_gguf():
+    """Rows of one group: GGUF's Q8_0 and Q4_0 have a scale per 32 inputs, in float16."""
+    gguf = pytest.importorskip("gguf", reason="needs the package `gguf`")
+    rows = np.random.default_rng(3).normal(size=(200, 32)).astype(np.float32)
+    rows[0] = 0
+    theirs = gguf.quants.quantize(rows, gguf.GGMLQuantizationType.Q8_0)
+    found = int8_rows(jnp.asarray(rows))
+    np.testing.assert_array_equal(found.values, theirs[:, 2:].view(np.int8))
+    np.testing.assert_array_equal(found.scale.astype(jnp.float16), theirs[:, :2].view(np.float16)[:, 0])
+    theirs = gguf.quants.quantize(rows, gguf.GGMLQuantizationType.Q4_0)
+    found = int4_rows(jnp.asarray(rows), 32)
+    np.testing.assert_array_equal(found.scale[1:, 0].astype(jnp.float16), theirs[1:, :2].view(np.float16)[:, 0])
+    halves = [[packed & 15, packed >> 4] for packed in (np.asarray(found.packed[1:, 0]), theirs[1:, 2:])]
+    steps = np.subtract(*halves, dtype=np.int32)
+    assert np.abs(steps).max() <= 1 and np.count_nonzero(steps) < 5  # a value halfway between two levels
+    np.testing.assert_allclose(found.rows(slice(None)), gguf.quants.dequantize(
+        theirs, gguf.GGMLQuantizationType.Q4_0), rtol=0, atol=2e-3 + np.abs(found.scale).max())
+
+
+@pytest.mark.parametrize("rows_of, levels, worst", [(int8_rows, 127, 0.5), (int4_rows, 8, 1.0)])
+def test_no_weight_is_off_by_more_than_the_rule_allows(rows_of, levels, worst):
+    rows = np.random.default_rng(4).standard_t(3, size=(64, 2, 64)).astype(np.float32)  # heavy tails
+    found = rows_of(jnp.asarray(rows))
+    scale = np.repeat(np.abs(found.scale).reshape(64, 2, -1), 64 // (found.scale.size // 128), axis=-1)
+    error = np.abs(found.rows(slice(None)) - rows)
+    assert np.all(error <= scale * (worst + 1e-5))
+    assert found.out == (64, 2) and np.sqrt(np.mean((error / scale) ** 2)) < 0.32  # uniform: 1 / sqrt(12) = 0.29
+    np.testing.assert_allclose(np.abs(rows.reshape(scale.size // scale.shape[-1], -1)).max(),
+                               scale.max() * levels, rtol=1e-6)
+
+
+@pytest.mark.parametrize("config, scheme", [(UNTIED, "int8"), (TIED, "int4")], ids=["untied", "tied"])
+def test_a_quantised_model_computes_with_the_weights_it_stands_for(config, scheme):
+    """Scanned, unrolled and through the cache, the same as a plain tree of the rounded weights."""
+    params, tree = parameters(config), quantized(config, scheme)
+    plain = stood_for(tree, params)
+    assert jax.tree.structure(plain) == jax.tree.structure(params)
+    expected = run(plain, config, TOKENS)
+    close = functools.partial(np.testing.assert_allclose, desired=expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    close(run(tree, config, TOKENS))
+    layers = unstack_blocks(tree)
+    close(run(layers, config, TOKENS))
+    hidden, _ = jax.jit(decode, static_argnums=1)(layers, config, TOKENS, empty_cache(config, 2, 16))
+    close(logits(layers, config, hidden))
+    np.testing.assert_array_equal(head_matrix(tree, config), head_matrix(plain, config))
+    quantised_late = quantize(unstack_blocks(params), config, scheme)
+    assert jax.tree.structure(quantised_late) == jax.tree.structure(layers)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), quantised_late, layers)
+    assert np.abs(run(params, config, TOKENS) - expected).max() > 1e-3 * np.abs(expected).max()
+
+
+def test_bytes_and_what_is_left_alone():
+    """A scale of four bytes per output of int8, per group of 32 of int4; norms, biases and positions in float32."""
+    params, matrices = parameters(TIED), 256 * 32 + 2 * (4 * 32 * 32 + 2 * 32 * 96)
+    whole = tree_bytes(params)
+    outputs = 256 + 2 * (4 * 32 + 96 + 32)
+    assert tree_bytes(quantized(TIED, "int8")) == whole - 4 * matrices + matrices + 4 * outputs
+    assert tree_bytes(quantized(TIED, "int4")) == whole - 4 * matrices + matrices // 2 + matrices // 32 * 4
+    assert tree_bytes(quantize(params, TIED, "bfloat16")) == whole // 2
+    for scheme in ("int8", "int4"):
+        tree = quantized(TIED, scheme)
+        assert isinstance(tree["embedding"]["tokens"], Overlay)
+        np.testing.assert_array_equal(tree["embedding"]["positions"], params["embedding"]["positions"])
+        np.testing.assert_array_equal(tree["blocks"]["mlp"]["up_bias"], params["blocks"]["mlp"]["up_bias"])
+        np.testing.assert_array_equal(tree["final_norm"]["scale"], params["final_norm"]["scale"])
+
+
+def test_output_major_weights_change_no_logit():
+    params = parameters(UNTIED)
+    expected = run(params, UNTIED, TOKENS)
+    np.testing.assert_allclose(run(output_major(params, UNTIED), UNTIED, TOKENS), expected, rtol=0,
+                               atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("scheme", ["bfloat16", "int8", "int4"])
+def test_specs_have_the_tree_of_the_weights_and_fit_a_mesh(scheme):
+    config = UNTIED
+    tree = jax.eval_shape(functools.partial(quantize, config=config, scheme=scheme, group=16), abstract_params(config))
+    specs = quantized_specs(config, scheme)
+    leaves = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, P))
+    assert jax.tree.structure(specs, is_leaf=lambda node: isinstance(node, P)) == jax.tree.structure(tree)
+    for leaf, spec in zip(jax.tree.leaves(tree), leaves, strict=True):
+        assert len(spec) == leaf.ndim
+    if scheme != "int8":
+        return
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    tree = quantize(parameters(config), config, scheme, group=16)
+    laid = jax.tree.map(lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), tree, specs)
+    expected = run(tree, config, TOKENS)
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(run(laid, config, TOKENS), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    whole, split = (tree["blocks"]["mlp"]["up"] for tree in (specs, partition_specs(config)))
+    assert (tuple(whole.values), tuple(whole.scale)) == ((split[0], split[2], split[1]), (split[0], split[2]))
+
+
+def test_bfloat16_activations():
+    """What a GPU computes: off by no more than rounding to 8 bits of mantissa is, at the median."""
+    tree = quantized(UNTIED, "int8")
+    expected = run(tree, UNTIED, TOKENS)
+    found = run(tree, UNTIED, TOKENS, execution=Execution(dtype="bfloat16"))
+    assert found.dtype == jnp.float32
+    assert 0 < np.median(np.abs(found - expected)) < 0.02 * np.std(expected)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"scheme": "int3"}, "choose one of bfloat16, int8, int4"), ({"scheme": "int4", "group": 64}, "groups of 64"),
+    ({"scheme": "int4", "group": 5}, "even number")])
+def test_what_cannot_be_quantised_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        quantize(parameters(TIED), TIED, **change)
+    with pytest.raises(ValueError, match="quantised or prepared already"):
+        quantize(quantized(TIED, "int8"), TIED, "int8")
