@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from typing import TYPE_CHECKING
 
+from jaxllm.data import chat
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.model.config import ModelConfig
 from jaxllm.model.params import Params
 
 if TYPE_CHECKING:
+    from jaxllm.serve.grammar import Grammars
     from jaxllm.serve.worker import Worker
 
 
@@ -52,6 +55,7 @@ class Served:
       model_id: the name in /v1/models.
       worker: owns the engine.
       limits: what a client may ask for.
+      begin_tokens: put before a text of /v1/completions: what stands before a document.
       created: unix time in seconds, as /v1/models states it.
       draining: True once the server is stopping: what runs may finish, nothing new is taken.
     """
@@ -62,5 +66,24 @@ class Served:
     model_id: str
     worker: Worker
     limits: Limits
+    begin_tokens: tuple[int, ...] = ()
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
     draining: bool = False
+    _grammars: Grammars | None = dataclasses.field(default=None, repr=False)
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
+
+    def grammars(self) -> Grammars:
+        """The grammars over this tokenizer, made at the first call (up to a second for a large vocabulary).
+
+        Raises:
+          ApiError: 400 when llguidance is not installed.
+        """
+        from jaxllm.serve.errors import unsupported
+        from jaxllm.serve.grammar import Grammars
+        with self._lock:
+            if self._grammars is None:
+                try:
+                    self._grammars = Grammars(self.tokenizer, self.config.vocab_size, chat.end_of_turn(self.tokenizer))
+                except ModuleNotFoundError as error:
+                    raise unsupported("response_format", f"{error} on the server") from error
+            return self._grammars
