@@ -65,6 +65,7 @@ class _Fixed:
     stop_tokens: tuple[int, ...]
     valid_vocab: int | None
     max_tokens: int
+    cache_dtype: str | None = None
 
 
 @struct.dataclass
@@ -82,7 +83,8 @@ def generate(params: Params, config: ModelConfig, prompts: Sequence[Sequence[int
              key: jax.Array | int, max_tokens: int, settings: SamplingSettings = SamplingSettings(),
              stop_tokens: Sequence[int] = (), samples_per_prompt: int = 1,
              valid_vocab: int | None = None, execution: Execution = Execution(),
-             batch: int | None = None, row_ids: Sequence[int] | None = None) -> Generation:
+             batch: int | None = None, row_ids: Sequence[int] | None = None,
+             cache_dtype: str | None = None) -> Generation:
     """Continues every prompt by up to `max_tokens` sampled tokens.
 
     The draw of a token depends on (key, the prompt's row id, the sample's number, the token's
@@ -90,8 +92,8 @@ def generate(params: Params, config: ModelConfig, prompts: Sequence[Sequence[int
     rounding.
 
     Args:
-      params: as `init` returns them. A caller of many short generations passes
-        `unstack_blocks(params)`, which spares a copy of the weights at each call.
+      params: as `init` or `quantize` returns them. A caller of many short generations passes
+        `prepare_for_decoding(params, config)`, which spares a copy of the weights at each call.
       config: the architecture.
       prompts: token ids of each prompt, of any lengths >= 1.
       key: a PRNG key, or an integer seed.
@@ -104,6 +106,7 @@ def generate(params: Params, config: ModelConfig, prompts: Sequence[Sequence[int
       execution: dtype of activations and cache, attention.
       batch: prompts run together, to bound memory; None runs all at once.
       row_ids: an integer >= 0 per prompt that stands for it in the randomness; None is 0, 1, 2, ...
+      cache_dtype: of keys and values, "int8" among them; None is the dtype of the activations.
 
     Returns:
       A `Generation` with len(prompts) * samples_per_prompt rows.
@@ -112,7 +115,8 @@ def generate(params: Params, config: ModelConfig, prompts: Sequence[Sequence[int
       ValueError: before anything is compiled, for an empty prompt, one that leaves no room for
         max_tokens in the model's positions, an id outside the vocabulary, or a count below 1.
     """
-    fixed = _Fixed(config, execution, settings, tuple(stop_tokens), valid_vocab, max_tokens)
+    fixed = _Fixed(config, execution, settings, tuple(stop_tokens), valid_vocab, max_tokens,
+                   cache_dtype)
     _check_counts(max_tokens=max_tokens, samples_per_prompt=samples_per_prompt,
                   batch=1 if batch is None else batch)
     _check(prompts, fixed, row_ids)
@@ -237,8 +241,8 @@ def _prefill(params: Params, fixed: _Fixed, tokens: jax.Array, counts: jax.Array
         last = jnp.where(((end >= 0) & (end < chunk))[:, None], at_end, last)
         return (cache, last, start + chunk), None
 
-    carry = (empty_cache(config, P, capacity, dtype), jnp.zeros((P, config.dim), dtype),
-             jnp.int32(0))
+    carry = (empty_cache(config, P, capacity, fixed.cache_dtype or dtype),
+             jnp.zeros((P, config.dim), dtype), jnp.int32(0))
     if chunk == width:
         cache, last, _ = step(carry, tokens)[0]
     else:

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 from jaxllm.model.axes import MESH_AXES, partition_spec
 from jaxllm.model.config import ModelConfig
 from jaxllm.model.overlay import Overlay, contract
-from jaxllm.model.params import Leaf, Params, parameter_table
+from jaxllm.model.params import Leaf, Params, parameter_table, unstack_blocks
 
 SCHEMES = ("bfloat16", "int8", "int4")
 # Inputs that share one int4 scale: 0.5 bytes of every 16 or 18 go to scales; as in GGUF's Q4_0.
@@ -188,19 +188,36 @@ def quantize(params: Params, config: ModelConfig, scheme: str, *, group: int = G
     return _map_matrices(pack, params, config)
 
 
-def output_major(params: Params, config: ModelConfig) -> Params:
-    """Every matrix as `OutputMajor`, in its own dtype."""
-    _refuse_overlays(params)
-    return _map_matrices(lambda rows, _: OutputMajor(rows), params, config)
+def prepare_for_decoding(params: Params, config: ModelConfig, *, dtype: Any = None) -> Params:
+    """The same function of the same weights, laid out as decoding runs fastest; a copy, for use and not for training.
+
+    Layers are unstacked and matrices stored output-major. What is quantised already is only unstacked.
+
+    Args:
+      params: as `init` or `quantize` returns them.
+      config: the architecture.
+      dtype: of the activations that will meet them (`Execution.dtype`), to which every step would cast the matrices;
+        None leaves them in their own.
+    """
+    if has_overlays(params):
+        return unstack_blocks(params)
+
+    @jax.jit
+    def prepare(params: Params) -> Params:
+        return _map_matrices(lambda rows, _: OutputMajor(rows.astype(dtype or rows.dtype)),
+                             unstack_blocks(params), config)
+    return prepare(params)
 
 
 def _refuse_overlays(params: Params) -> None:
-    if any(isinstance(leaf, Overlay) for leaf in jax.tree.leaves(params, is_leaf=_is_overlay)):
+    if has_overlays(params):
         raise ValueError("these weights are quantised or prepared already; start from those that were loaded")
 
 
-def _is_overlay(node: Any) -> bool:
-    return isinstance(node, Overlay)
+def has_overlays(params: Params) -> bool:
+    """Whether some weight of the tree is quantised, or laid out for decoding."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, Overlay))
+    return any(isinstance(leaf, Overlay) for leaf in leaves)
 
 
 def is_matrix(leaf: Leaf) -> bool:

@@ -17,7 +17,7 @@ from jaxllm.model.params import abstract_params, init, partition_specs, unstack_
 from jaxllm.model.quantize import (
     int4_rows,
     int8_rows,
-    output_major,
+    prepare_for_decoding,
     quantize,
     quantized_specs,
     tree_bytes,
@@ -117,11 +117,16 @@ def test_bytes_and_what_is_left_alone():
         np.testing.assert_array_equal(tree["final_norm"]["scale"], params["final_norm"]["scale"])
 
 
-def test_output_major_weights_change_no_logit():
+def test_weights_prepared_for_decoding_change_no_logit():
     params = parameters(UNTIED)
     expected = run(params, UNTIED, TOKENS)
-    np.testing.assert_allclose(run(output_major(params, UNTIED), UNTIED, TOKENS), expected, rtol=0,
-                               atol=1e-5 * np.abs(expected).max())
+    prepared = prepare_for_decoding(params, UNTIED)
+    np.testing.assert_allclose(run(prepared, UNTIED, TOKENS), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert isinstance(prepared["blocks"], tuple) and prepared["blocks"][0]["mlp"]["up"].values.shape == (96, 32)
+    halved = prepare_for_decoding(params, UNTIED, dtype=jnp.bfloat16)
+    assert halved["head"].values.dtype == jnp.bfloat16 and halved["final_norm"]["scale"].dtype == jnp.float32
+    layers = unstack_blocks(quantized(UNTIED, "int8"))
+    assert jax.tree.structure(prepare_for_decoding(quantized(UNTIED, "int8"), UNTIED)) == jax.tree.structure(layers)
 
 
 @pytest.mark.parametrize("scheme", ["bfloat16", "int8", "int4"])
