@@ -1,0 +1,76 @@
+"""Chat in the terminal: lines in, replies out, on a small random model."""
+
+import dataclasses
+import io
+import json
+
+import jax
+import pytest
+
+from configs import chat as config_file
+from experiments import chat as experiment
+from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from jaxllm.model.config import preset
+from jaxllm.model.params import init
+
+BASE = train_tokenizer(["the old cat sat upon the mat and the rat ran. " * 20], 256 + 12 + len(SPECIAL_TOKENS))
+TOKENIZER = dataclasses.replace(BASE, chat_template="im_sep")
+MODEL = preset("nano", layers=1, vocab_size=320, max_positions=128)
+PARAMS = init(MODEL, jax.random.key(0))
+
+
+def run(monkeypatch, capsys, text, tokenizer=TOKENIZER, **changes):
+    """What is printed in answer to these lines."""
+    monkeypatch.setattr(experiment, "load_model", lambda folder: (PARAMS, MODEL, tokenizer))
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    config = config_file.get_config()
+    config.update({"max_tokens": 8, "temperature": 1.0, "top_p": 1.0, **changes})
+    experiment.main(config, "unused")
+    return capsys.readouterr().out
+
+
+def saved(path):
+    return [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+
+
+def test_a_conversation(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    printed = run(monkeypatch, capsys, "the cat\n\nand a rat\n/quit\nnever\n", system="Be kind.", save=str(file))
+    (messages,) = saved(file)
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert [messages[i]["content"] for i in (0, 1, 3)] == ["Be kind.", "the cat", "and a rat"]
+    assert printed.startswith("".join(messages[i]["content"] + "\n\n" for i in (2, 4)))
+    assert run(monkeypatch, capsys, "the cat\nand a rat\n", system="Be kind.") == printed.rpartition("saved to")[0]
+    assert run(monkeypatch, capsys, "the cat\nand a rat\n") != printed
+
+
+def test_commands(monkeypatch, capsys, tmp_path):
+    first, second, end = tmp_path / "first.jsonl", tmp_path / "second.jsonl", tmp_path / "end.jsonl"
+    printed = run(monkeypatch, capsys, (
+        f"/retry\n/undo\n/system Short.\nthe cat\n/save {first}\n/retry\n/save {first}\n//quit\n/undo\n/save {second}\n"
+        f"/save {tmp_path}/none/x.jsonl\n/what\n/new\n/system\na mat\n"), save=str(end))
+    assert printed.count("nothing was said yet") == 2 and "there is no folder" in printed and "/undo " in printed
+    before, retried = saved(first)
+    asked = [{"role": "system", "content": "Short."}, {"role": "user", "content": "the cat"}]
+    assert before[:2] == retried[:2] == asked
+    assert before[2]["content"] != retried[2]["content"]
+    assert saved(second) == [retried]
+    assert [message["content"] for message in saved(end)[0] if message["role"] != "assistant"] == ["a mat"]
+
+
+def test_too_long_is_said_and_undone(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    printed = run(monkeypatch, capsys, "the cat " * 100 + "\nthe cat\n", save=str(file))
+    assert "the model 128 positions: /undo some of it" in printed
+    assert [message["content"] for message in saved(file)[0]][0] == "the cat" and len(saved(file)[0]) == 2
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"tokenizer": BASE}, "has no chat template: its model is one that continues text"),
+    ({"template": "llama3"}, r"the chat format llama3 needs the special tokens <\|begin_of_text\|>"),
+    ({"max_tokens": 0}, "config.max_tokens is 0"), ({"temperature": -1.0}, "temperature"),
+    ({"save": "/nowhere/talk.jsonl"}, "there is no folder /nowhere"),
+])
+def test_bad_settings(monkeypatch, capsys, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(monkeypatch, capsys, "the cat\n", **changes)
