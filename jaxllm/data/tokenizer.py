@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +26,14 @@ END_OF_TEXT = "<|endoftext|>"
 # The model writes <|tool_call|> call <|tool_end|>; <|tool_result|> result <|tool_end|> answers it.
 SPECIAL_TOKENS: tuple[str, ...] = (END_OF_TEXT, "<|im_start|>", "<|im_sep|>", "<|im_end|>",
                                    "<|tool_call|>", "<|tool_result|>", "<|tool_end|>")
+
+# Bytes that text hardly holds (C0 controls, what UTF-8 never has, lead bytes of unassigned planes): a published
+# vocabulary may lack them, and the characters spelled with them.
+RARE_BYTES: Mapping[int, str] = (
+    {byte: rf"\x{byte:02x}" for byte in (*range(0x01, 0x09), *range(0x0E, 0x20))}
+    | {byte: "" for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}
+    | {0xF1: "\U00040000-\U0007ffff", 0xF2: "\U00080000-\U000bffff", 0xF3: "\U000c0000-\U000fffff",
+       0xF4: "\U00100000-\U0010ffff"})
 
 # Encoding -> (split pattern, the files that tiktoken downloads for it).
 _SITE = "https://openaipublic.blob.core.windows.net/"
@@ -49,6 +58,10 @@ class Tokenizer:
       pattern: the regular expression that cuts text before merging.
       ranks: the id of each ordinary token's bytes; a lower id merges first.
       encoding: the `tiktoken.Encoding` of all this.
+      end_token: the special token that ends a document; `<|endoftext|>` but in published tokenizers that
+        have another (Llama-3's `<|end_of_text|>`).
+      begin_token: the special token that the tokenizer's authors put before every text, or None.
+      unspellable: characters with a byte that the vocabulary lacks, or None; they become U+FFFD.
     """
 
     name: str
@@ -58,6 +71,9 @@ class Tokenizer:
     pattern: str = dataclasses.field(compare=False, repr=False)
     ranks: Mapping[bytes, int] = dataclasses.field(compare=False, repr=False)
     encoding: tiktoken.Encoding = dataclasses.field(compare=False, repr=False)
+    end_token: str = END_OF_TEXT
+    begin_token: str | None = None
+    unspellable: re.Pattern[str] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def vocab_size(self) -> int:
@@ -66,18 +82,26 @@ class Tokenizer:
 
     @property
     def end_of_text(self) -> int:
-        """The id of `<|endoftext|>`."""
-        return self.special_tokens[END_OF_TEXT]
+        """The id of the token that ends a document, `<|endoftext|>` where there is one."""
+        return self.special_tokens[self.end_token]
+
+    @property
+    def begin_of_text(self) -> int:
+        """The id of the token to put before a prompt: `begin_token`, or the end of the document before."""
+        return self.special_tokens[self.begin_token or self.end_token]
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text; a special token's spelling in it becomes ordinary tokens.
 
-        A lone surrogate, which UTF-8 cannot hold, is encoded as U+FFFD.
+        A lone surrogate, which UTF-8 cannot hold, is encoded as U+FFFD, and so is a character that the
+        vocabulary of a published tokenizer cannot spell.
 
         >>> tokenizer = train_tokenizer(["aa aa aa"], vocab_size=265)
         >>> tokenizer.encode("aa aa"), tokenizer.decode([256, 257])
         ([256, 257], 'aa aa')
         """
+        if self.unspellable is not None:
+            text = self.unspellable.sub("\ufffd", text)
         ids = [self.encoding.encode_ordinary(piece) for piece in pieces(text)]
         return ids[0] if len(ids) == 1 else [id for part in ids for id in part]
 
@@ -138,9 +162,14 @@ class Tokenizer:
         Raises:
           FileExistsError: the folder holds another tokenizer.
         """
-        tokenizer_folder.write_folder(folder, self.ranks, {
+        settings = {
             "name": self.name, "pattern": self.pattern, "special_tokens": dict(self.special_tokens),
-            "chat_template": self.chat_template, "fingerprint": self.fingerprint})
+            "chat_template": self.chat_template, "fingerprint": self.fingerprint}
+        if self.end_token != END_OF_TEXT:
+            settings["end_token"] = self.end_token
+        if self.begin_token is not None:
+            settings["begin_token"] = self.begin_token
+        tokenizer_folder.write_folder(folder, self.ranks, settings)
 
     def _is_token(self, id: int) -> bool:
         try:
@@ -152,27 +181,34 @@ class Tokenizer:
 
 def tokenizer_from_ranks(name: str, ranks: Mapping[bytes, int], pattern: str,
                          special_tokens: Mapping[str, int],
-                         chat_template: str | None = None) -> Tokenizer:
+                         chat_template: str | None = None, end_token: str = END_OF_TEXT,
+                         begin_token: str | None = None) -> Tokenizer:
     """Makes a tokenizer of mergeable ranks, such as a published `.tiktoken` file holds.
 
     Args:
       name: what to call it.
-      ranks: the id of each ordinary token's bytes, each of the 256 bytes among them.
+      ranks: the id of each ordinary token's bytes, each of the 256 bytes among them (RARE_BYTES may be
+        missing).
       pattern: the regular expression that cuts text before merging (a value of PATTERNS, say).
-      special_tokens: ids of the special tokens, apart from the ranks' ids; `<|endoftext|>` is one.
-      chat_template: the name of the chat layout, if any.
+      special_tokens: ids of the special tokens, apart from the ranks' ids; `end_token` is one.
+      chat_template: the name of the chat layout or a Jinja template, if any.
+      end_token: the special token that ends a document.
+      begin_token: the special token before every text, if any.
 
     Raises:
-      ValueError: a byte has no token, `<|endoftext|>` is missing, ids collide, or the pattern is no
-        regular expression.
+      ValueError: a byte has no token, `end_token` or `begin_token` is missing, ids collide, or the
+        pattern is no regular expression.
     """
-    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    lacking = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    missing = [byte for byte in lacking if byte not in RARE_BYTES]
     if missing:
         raise ValueError(f"{name}: the byte {missing[0]:#04x} has no token, so some text could not "
                          "be encoded: give all 256 single bytes a rank")
-    if END_OF_TEXT not in special_tokens:
-        raise ValueError(f"{name}: the special token {END_OF_TEXT} is missing: add it, "
+    if end_token not in special_tokens:
+        raise ValueError(f"{name}: the special token {end_token} is missing: add it, "
                          "documents end with it")
+    if begin_token is not None and begin_token not in special_tokens:
+        raise ValueError(f"{name}: the special token {begin_token} is missing: add it, texts begin with it")
     ids = [*ranks.values(), *special_tokens.values()]
     if len(set(ids)) != len(ids) or min(ids) < 0 or "" in special_tokens:
         raise ValueError(f"{name}: ids of tokens and special tokens must all differ and not be "
@@ -182,8 +218,10 @@ def tokenizer_from_ranks(name: str, ranks: Mapping[bytes, int], pattern: str,
                                      special_tokens=dict(special_tokens))
     except ValueError as error:
         raise ValueError(f"{name}: the split pattern is no regular expression ({error})") from error
+    rare = "".join(RARE_BYTES[byte] for byte in lacking)
     return Tokenizer(name, _fingerprint(ranks, pattern, special_tokens), chat_template,
-                     dict(special_tokens), pattern, dict(ranks), encoding)
+                     dict(special_tokens), pattern, dict(ranks), encoding, end_token, begin_token,
+                     re.compile(f"[{rare}]") if rare else None)
 
 
 def load_tokenizer(name_or_folder: str | os.PathLike) -> Tokenizer:
@@ -209,7 +247,8 @@ def load_tokenizer(name_or_folder: str | os.PathLike) -> Tokenizer:
     path = folder / tokenizer_folder.CONFIG_FILE
     try:
         tokenizer = tokenizer_from_ranks(settings["name"], ranks, settings["pattern"],
-                                         settings["special_tokens"], settings["chat_template"])
+                                         settings["special_tokens"], settings["chat_template"],
+                                         settings["end_token"], settings["begin_token"])
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if tokenizer.fingerprint != settings["fingerprint"]:

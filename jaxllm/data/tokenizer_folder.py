@@ -1,8 +1,9 @@
 """A tokenizer on disk: a folder of two files that any program can read.
 
 - `ranks.tiktoken`: tiktoken's text format, one line per token: bytes in base64, a space, the id.
-- `tokenizer_config.json`: format version, name, split pattern, special tokens, chat template name,
-  the sha256 of the ranks file and the fingerprint of the whole.
+- `tokenizer_config.json`: format version, name, split pattern, special tokens, chat template, the
+  tokens that end a document and begin a text, the sha256 of the ranks file and the fingerprint of
+  the whole.
 
 The config is written last, so a folder without it is one whose writing was cut short.
 """
@@ -20,7 +21,10 @@ CONFIG_FILE = "tokenizer_config.json"
 FORMAT_VERSION = 1
 
 _TYPES = {"name": str, "pattern": str, "special_tokens": dict, "ranks_sha256": str,
-          "fingerprint": str, "chat_template": (str, type(None))}
+          "fingerprint": str, "chat_template": (str, type(None)), "end_token": str,
+          "begin_token": (str, type(None))}
+# Keys that are written only where they say something else.
+_DEFAULTS = {"end_token": "<|endoftext|>", "begin_token": None}
 
 
 def format_ranks(ranks: Mapping[bytes, int]) -> bytes:
@@ -71,7 +75,8 @@ def write_folder(folder: str | os.PathLike, ranks: Mapping[bytes, int], settings
     Args:
       folder: where; it is made if missing. A folder with the very same tokenizer is written again.
       ranks: the id of each token's bytes.
-      settings: name, pattern, special_tokens, chat_template, fingerprint.
+      settings: name, pattern, special_tokens, chat_template, fingerprint; end_token and
+        begin_token where they are not `<|endoftext|>` and None.
 
     Raises:
       FileExistsError: the folder holds another tokenizer, which models may rely on.
@@ -120,6 +125,7 @@ def _parse_config(path: pathlib.Path) -> dict:
     if not isinstance(settings, dict) or settings.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} is not a tokenizer of format version {FORMAT_VERSION}: write the "
                          "folder again with this version of jaxllm")
+    settings = _DEFAULTS | settings
     for key, kind in _TYPES.items():
         if key not in settings or not isinstance(settings[key], kind):
             raise ValueError(f"{path} is damaged: {key!r} is missing or of the wrong type")

@@ -28,6 +28,18 @@ PATTERNS: Mapping[str, str] = {
     "o200k": _O200K,
 }
 
+# Cuts of published tokenizers that have another spelling, or another meaning at the end of a text, than ours.
+PUBLISHED: Mapping[str, str] = {
+    # SmolLM2: each digit alone, then GPT-2's cut of what is between them (whose end is an end of text to it).
+    "smollm2": (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++|\p{N}| ?[^\s\p{L}\p{N}]++|\s++(?=\p{N}|\z)|\s+(?!\S)|\s"),
+    # Llama-3: cl100k_base but for white space at the end of a text. https://github.com/meta-llama/llama3
+    "llama3": (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+               r"|\s*[\r\n]+|\s+(?!\S)|\s+"),
+    # Qwen2, 2.5 and 3: Llama-3's with each digit alone.
+    "qwen2": (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+              r"|\s*[\r\n]+|\s+(?!\S)|\s+"),
+}
+
 # tiktoken's regex engine panics on a run of about 330,000 to a million whitespace characters.
 WHITESPACE_RUN = 100_000
 _WHITESPACE = re.compile(r"\s+")

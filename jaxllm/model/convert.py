@@ -20,10 +20,11 @@ from jaxllm.model.config import ModelConfig
 from jaxllm.model.convert_config import config_from_hugging_face, config_to_hugging_face, family
 from jaxllm.model.params import Leaf, Params, parameter_table
 
-__all__ = ["RULES", "Rule", "config_from_hugging_face", "config_to_hugging_face", "family",
-           "from_hugging_face", "to_hugging_face"]
+__all__ = ["RULES", "HuggingFaceState", "Rule", "check_state", "config_from_hugging_face", "config_to_hugging_face",
+           "family", "from_hugging_face", "hugging_face_shapes", "to_hugging_face"]
 
 Shapes = Mapping[str, tuple[int, ...]]
+_MISFIT = "the checkpoint does not fit the model's configuration"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +132,38 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
 _BUFFERS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 
 
+def hugging_face_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a Hugging Face checkpoint of `config`, without a tied head."""
+    shapes = _shapes(config)
+    return {name: rule.shape(shapes) for name, _, rule in _tensors(config)}
+
+
+def check_state(found: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
+    """Compares the tensors of a checkpoint, none of them read, with those that `config` asks for.
+
+    Args:
+      found: their name -> shape, with or without the leading "transformer." or "model.".
+      config: the architecture.
+
+    Raises:
+      ValueError: listing the tensors that are missing, unknown, or of another shape.
+    """
+    if config.layers > len(found):  # before a list as long as a damaged configuration says is made
+        raise ValueError(f"the configuration has {config.layers} layers, the checkpoint only {len(found)} tensors")
+    root = _root(found, config)
+    expected = {name.removeprefix(root): shape for name, shape in hugging_face_shapes(config).items()}
+    problems = _names(expected, found, config)
+    problems += [f"{name} has shape {found[name]}, not {shape}" for name, shape in expected.items()
+                 if found.get(name, shape) != shape]
+    _refuse(problems, _MISFIT)
+
+
 def from_hugging_face(state: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """Our parameters from Hugging Face's.
 
     Args:
-      state: their name -> array of any float dtype. Names may lack the leading "transformer." or
-        "model.", as in checkpoints of the model without its head.
+      state: their name -> array of any float dtype, each asked for once. Names may lack the leading
+        "transformer." or "model.", as in checkpoints of the model without its head.
       config: the architecture, for example from `config_from_hugging_face`.
 
     Returns:
@@ -145,18 +172,12 @@ def from_hugging_face(state: Mapping[str, np.ndarray], config: ModelConfig) -> P
 
     Raises:
       ValueError: listing the tensors that are missing, unknown, or of another shape than `config`
-        says.
+        says, or of another dtype than the same tensor of other layers.
     """
-    root = "transformer." if family(config) == "gpt2" else "model."
-    bare = not any(name.startswith(root) for name in state)
-    rules = {name.removeprefix(root) if bare else name: (layer, rule)
-             for name, layer, rule in _tensors(config)}
-    problems = [f"{name} is missing" for name in rules if name not in state]
-    problems += [f"{name} is unknown" for name in state
-                 if name not in rules and not _BUFFERS.search(name)
-                 and not (config.tied_embedding and name == "lm_head.weight")]
-    _refuse(problems, "the checkpoint does not fit the model's configuration")
-    shapes = _shapes(config)
+    root = _root(state, config)
+    rules = {name.removeprefix(root): (layer, rule) for name, layer, rule in _tensors(config)}
+    _refuse(_names(rules, state, config), _MISFIT)
+    shapes, problems = _shapes(config), []
     flat: dict[str, np.ndarray] = {}
     for name, (layer, rule) in rules.items():
         tensor = np.asarray(state[name])
@@ -166,15 +187,57 @@ def from_hugging_face(state: Mapping[str, np.ndarray], config: ModelConfig) -> P
         for path, array in rule.read(tensor, shapes).items():
             if layer is None:
                 flat[path] = np.array(array)
-            else:
-                if path not in flat:
-                    flat[path] = np.empty((config.layers, *array.shape), array.dtype)
-                flat[path][layer] = array
+                continue
+            if path not in flat:
+                flat[path] = np.empty((config.layers, *array.shape), array.dtype)
+            if array.dtype != flat[path].dtype:
+                problems.append(f"{name} is of {array.dtype}, other layers of {flat[path].dtype}")
+            flat[path][layer] = array
     if config.tied_embedding and "lm_head.weight" in state and "embedding/tokens" in flat:
         if not np.array_equal(state["lm_head.weight"], flat["embedding/tokens"]):
             problems.append("lm_head.weight is not the embedding, though the two are to be tied")
-    _refuse(problems, "the checkpoint does not fit the model's configuration")
+    _refuse(problems, _MISFIT)
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+class HuggingFaceState(Mapping[str, np.ndarray]):
+    """Hugging Face's state dict of our stacked parameters, each tensor made when it is asked for.
+
+    Args:
+      params: the parameters.
+      config: the architecture.
+
+    Raises:
+      ValueError: when these are not parameters of `config`, or no family there is of its kind.
+    """
+
+    def __init__(self, params: Params, config: ModelConfig) -> None:
+        flat = traverse_util.flatten_dict(params, sep="/")
+        leaves = traverse_util.flatten_dict(parameter_table(config), sep="/")
+        problems = [f"{path} is missing" for path in leaves if path not in flat]
+        problems += [f"{path} is unknown" for path in flat if path not in leaves]
+        problems += [f"{path} has shape {flat[path].shape}, not {leaf.shape}"
+                     for path, leaf in leaves.items()
+                     if path in flat and flat[path].shape != leaf.shape]
+        _refuse(problems, "the parameters do not fit the model's configuration")
+        self.shapes = hugging_face_shapes(config)
+        self._flat = {path: np.asarray(array) for path, array in flat.items()}
+        self._rules = {name: (layer, rule) for name, layer, rule in _tensors(config)}
+
+    def dtype(self, name: str) -> np.dtype:
+        """The dtype of a tensor, without making it."""
+        return np.result_type(*(self._flat[path] for path in self._rules[name][1].paths))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        layer, rule = self._rules[name]
+        return rule.write({path: self._flat[path] if layer is None else self._flat[path][layer]
+                           for path in rule.paths})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
 
 
 def to_hugging_face(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
@@ -183,18 +246,20 @@ def to_hugging_face(params: Params, config: ModelConfig) -> dict[str, np.ndarray
     Raises:
       ValueError: when these are not parameters of `config`, or no family there is of its kind.
     """
-    flat = traverse_util.flatten_dict(params, sep="/")
-    leaves = traverse_util.flatten_dict(parameter_table(config), sep="/")
-    problems = [f"{path} is missing" for path in leaves if path not in flat]
-    problems += [f"{path} is unknown" for path in flat if path not in leaves]
-    problems += [f"{path} has shape {flat[path].shape}, not {leaf.shape}"
-                 for path, leaf in leaves.items()
-                 if path in flat and flat[path].shape != leaf.shape]
-    _refuse(problems, "the parameters do not fit the model's configuration")
-    flat = {path: np.asarray(array) for path, array in flat.items()}
-    return {name: rule.write({path: flat[path] if layer is None else flat[path][layer]
-                              for path in rule.paths})
-            for name, layer, rule in _tensors(config)}
+    return dict(HuggingFaceState(params, config))
+
+
+def _root(found: Mapping[str, object], config: ModelConfig) -> str:
+    """What the names in `found` lack in front: "transformer.", "model." or nothing."""
+    root = "transformer." if family(config) == "gpt2" else "model."
+    return "" if any(name.startswith(root) for name in found) else root
+
+
+def _names(expected: Mapping[str, object], found: Mapping[str, object], config: ModelConfig) -> list[str]:
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    return problems + [f"{name} is unknown" for name in found
+                       if name not in expected and not _BUFFERS.search(name)
+                       and not (config.tied_embedding and name == "lm_head.weight")]
 
 
 def _tensors(config: ModelConfig) -> Iterator[tuple[str, int | None, Rule]]:
