@@ -59,7 +59,7 @@ class Grammars:
         """Any JSON object."""
         return self.json_schema({"type": "object"}, param="response_format")
 
-    def json_schema(self, schema: Mapping[str, Any] | bool, *, param: str = "response_format") -> GrammarConstraint:
+    def json_schema(self, schema: Mapping[str, Any], *, param: str = "response_format") -> GrammarConstraint:
         """JSON that the schema allows.
 
         Raises:

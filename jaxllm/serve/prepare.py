@@ -16,6 +16,9 @@ from jaxllm.serve.grammar import GrammarConstraint
 from jaxllm.serve.schema import ChatCompletionRequest, CompletionRequest, NamedTool, Sampling, check_unsupported
 from jaxllm.serve.served import Served
 
+# OpenAI's, where /v1/completions does not say how many tokens it wants.
+DEFAULT_TOKENS = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -95,7 +98,7 @@ def prepare_completion(served: Served, asked: CompletionRequest) -> Prepared:
         raise ApiError(400, f"{len(prompts)} prompts are more than the {served.limits.max_prompts} that one call "
                             f"takes here", param="prompt")
     stop_tokens = (served.tokenizer.end_of_text,)
-    requests = _requests(served, asked, prompts, asked.max_tokens or 16, stop_tokens, asked.logprobs, None)
+    requests = _requests(served, asked, prompts, asked.max_tokens, stop_tokens, asked.logprobs, None, DEFAULT_TOKENS)
     return Prepared(requests, tuple(prompts), asked.n or 1, asked.stops(), asked.logprobs)
 
 
@@ -168,8 +171,8 @@ def _prompt_ids(served: Served, prompt: str | list) -> list[list[int]]:
 
 
 def _requests(served: Served, asked: Sampling, prompts: Sequence[tuple[int, ...]], max_tokens: int | None,
-              stop_tokens: tuple[int, ...], alternatives: int | None, constraint: GrammarConstraint | None
-              ) -> tuple[Request, ...]:
+              stop_tokens: tuple[int, ...], alternatives: int | None, constraint: GrammarConstraint | None,
+              default_tokens: int | None = None) -> tuple[Request, ...]:
     limits, n = served.limits, asked.n or 1
     if n > limits.max_samples:
         raise ApiError(400, f"n is {n}; this server gives at most {limits.max_samples} choices", param="n")
@@ -182,7 +185,7 @@ def _requests(served: Served, asked: Sampling, prompts: Sequence[tuple[int, ...]
     seed = secrets.randbits(32) if asked.seed is None else asked.seed % 2**64
     settings, requests = asked.settings(), []
     for prompt in prompts:
-        room = _room(served, prompt, max_tokens)
+        room = _room(served, prompt, max_tokens, default_tokens)
         requests += [Request(prompt=prompt, max_tokens=room, settings=settings, seed=seed, sample=sample,
                              stop_tokens=stop_tokens, alternatives=alternatives or 0,
                              constraint=constraint.copy() if constraint is not None else None)
@@ -190,8 +193,8 @@ def _requests(served: Served, asked: Sampling, prompts: Sequence[tuple[int, ...]
     return tuple(requests)
 
 
-def _room(served: Served, prompt: tuple[int, ...], max_tokens: int | None) -> int:
-    """Tokens that may be written after this prompt."""
+def _room(served: Served, prompt: tuple[int, ...], max_tokens: int | None, default_tokens: int | None) -> int:
+    """Tokens that may be written after this prompt; where none are asked for, the default or all there is room for."""
     if not prompt:
         raise ApiError(400, "the prompt holds no token; give at least one", param="prompt")
     if max(prompt) >= served.config.vocab_size:
@@ -204,4 +207,4 @@ def _room(served: Served, prompt: tuple[int, ...], max_tokens: int | None) -> in
                             f"{len(prompt) + (max_tokens or 1)} tokens ({len(prompt)} in the prompt, {max_tokens or 1} "
                             f"in the completion). Please reduce the length of either.", param="messages",
                        code="context_length_exceeded")
-    return max_tokens or min(left, served.limits.max_tokens)
+    return max_tokens or min(left, served.limits.max_tokens, default_tokens or left)

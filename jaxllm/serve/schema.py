@@ -93,7 +93,7 @@ class NamedTool(Strict):
 
 class JsonSchema(Strict):
     name: Name
-    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
     description: str | None = None
     strict: bool | None = None
 

@@ -1,0 +1,230 @@
+"""What a server must stand: crowds, hang-ups, strangers, and being told to stop."""
+
+import asyncio
+import concurrent.futures
+import json
+import time
+
+import httpx
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra `serve`")
+from jaxllm.serve.schema import _UNSUPPORTED  # noqa: E402
+
+CHAT = "/v1/chat/completions"
+
+
+def body(text="the cat", **changes):
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 6, **changes}
+
+
+# Text that cannot end for a long while, whatever the model draws.
+LONG = body(max_tokens=900, response_format={"type": "json_schema", "json_schema": {"name": "long", "schema": {
+    "type": "string", "minLength": 5000}}})
+
+
+def until(true, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.005)
+    return true()
+
+
+def test_a_thousand_at_once_are_answered_or_refused_and_say_what_they_say_alone(serving):
+    jobs = [body(f"the {'old ' * (i % 7)}cat {i}", seed=i, temperature=1.0 if i % 3 else 0.0,
+                 max_tokens=1 + i % 6, **({"top_p": 0.9} if i % 2 else {})) for i in range(1000)]
+
+    async def one(port, job):
+        """(status, headers, json), by hand: a real client takes longer for a thousand than the server does."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        content = json.dumps(job).encode()
+        writer.write(b"POST %s HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n"
+                     b"content-length: %d\r\n\r\n%s" % (CHAT.encode(), len(content), content))
+        head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        return int(head.split()[1]), head.decode().lower(), json.loads(answer)
+
+    async def all_at_once(port):
+        return await asyncio.gather(*(one(port, job) for job in jobs))
+
+    with serving(queue=400) as server:
+        answers = asyncio.run(all_at_once(int(server.address.rpartition(":")[2])))
+        worker = server.served.worker
+        assert worker.open == 0 and not worker._jobs and server.served.worker.engine.waiting == 0
+        answered = [(job, answer) for job, (status, _, answer) in zip(jobs, answers, strict=True) if status == 200]
+        refused = [(head, answer) for status, head, answer in answers if status == 429]
+        assert len(answered) >= 408 and len(answered) + len(refused) == 1000
+        for head, answer in refused:
+            assert 1 <= int(head.partition("retry-after: ")[2].split()[0]) <= 30
+            assert answer["error"]["code"] == "queue_full"
+        with httpx.Client(base_url=server.address) as client:
+            for job, answer in answered[::len(answered) // 25]:
+                alone = client.post(CHAT, json=job).json()
+                assert alone["choices"] == answer["choices"]
+
+
+def test_a_client_that_hangs_up_frees_its_slot(serving):
+    with serving(delay=0.02) as server:
+        worker = server.served.worker
+        long = {**LONG, "logprobs": True, "n": 3}
+        with httpx.Client(base_url=server.address, timeout=30) as client:
+            with client.stream("POST", CHAT, json={**long, "stream": True}) as streamed:
+                next(streamed.iter_lines())
+                assert until(lambda: worker.engine.running == 3)
+            assert until(lambda: worker.open == 0 and worker.engine.running == 0, 2)
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(CHAT, json=long, timeout=0.3)
+            assert until(lambda: worker.open == 0 and worker.engine.running == 0, 2)
+        assert worker.metrics.requests_cancelled.value >= 2
+        with httpx.Client(base_url=server.address) as client:
+            assert client.post(CHAT, json=body()).status_code == 200
+
+
+def test_a_stop_string_frees_its_slot(serving):
+    with serving(delay=0.02) as server:
+        stops = list("etao")
+        answer = httpx.post(server.address + CHAT, json=body(max_tokens=900, temperature=1.0, stop=stops, n=2),
+                            timeout=30).json()
+        assert not any(stop in choice["message"]["content"] for choice in answer["choices"] for stop in stops)
+        assert until(lambda: server.served.worker.engine.running == 0, 2)
+
+
+def test_stopping_lets_the_running_finish_and_refuses_the_new(serving):
+    with serving(delay=0.02, grace_seconds=20.0) as server, httpx.Client(base_url=server.address) as client, \
+            concurrent.futures.ThreadPoolExecutor() as threads:
+        assert client.get("/health").status_code == 200  # its connection stays when the port closes
+        running = threads.submit(httpx.post, server.address + CHAT, json=body(max_tokens=40), timeout=30)
+        assert until(lambda: server.served.worker.engine.running == 1)
+        server.stop()
+        refused = client.post(CHAT, json=body())
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "stopping"
+        assert client.get("/health").status_code == 503
+        answer = running.result()
+        assert answer.status_code == 200 and answer.json()["choices"][0]["finish_reason"] in ("length", "stop")
+
+
+def test_what_does_not_finish_in_time_is_told(serving):
+    with serving(delay=0.05, grace_seconds=0.2) as server, concurrent.futures.ThreadPoolExecutor() as threads:
+        whole = threads.submit(httpx.post, server.address + CHAT, json=LONG, timeout=30)
+        streamed = threads.submit(httpx.post, server.address + CHAT, json={**LONG, "stream": True}, timeout=30)
+        assert until(lambda: server.served.worker.engine.running == 2)
+        server.stop()
+        assert whole.result().status_code == 503 and "was not finished" in whole.result().text
+        last = streamed.result().text.strip().split("\n\n")[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stopping"
+
+
+def test_the_key_is_asked_for_everywhere_but_where_nothing_is_to_be_had(serving):
+    with serving(api_key="clé-secret") as server:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "clé-secret".encode()}):
+            for method, path in (("GET", "/v1/models"), ("POST", CHAT), ("POST", "/tokenize"), ("GET", "/metrics"),
+                                 ("GET", "/no/such"), ("POST", "/health")):
+                answer = httpx.request(method, server.address + path, headers=headers)
+                assert answer.status_code == 401 and answer.json()["error"]["type"] == "authentication_error"
+        assert httpx.get(server.address + "/health").status_code == 200
+        right = {"authorization": "Bearer clé-secret".encode()}
+        assert httpx.post(server.address + CHAT, json=body(), headers=right).status_code == 200
+
+
+def test_only_known_host_names_are_answered(serving):
+    with serving(hosts=("127.0.0.1", "::1")) as server:
+        assert httpx.get(server.address + "/health", headers={"host": "127.0.0.1:99"}).status_code == 200
+        assert httpx.get(server.address + "/health", headers={"host": "[::1]"}).status_code == 200
+        refused = httpx.get(server.address + "/health", headers={"host": "attacker.example"})
+        assert refused.status_code == 403 and "attacker.example" in refused.json()["error"]["message"]
+
+
+def test_bodies_have_a_size(serving):
+    with serving(max_body_bytes=2000) as server:
+        assert httpx.post(server.address + "/tokenize", json={"prompt": "a" * 1900}).status_code == 200
+        too_large = [httpx.post(server.address + "/tokenize", json={"prompt": "a" * 10**6})]
+
+        def in_pieces():
+            for _ in range(100):
+                yield b" " * 100
+        too_large.append(httpx.post(server.address + "/tokenize", content=in_pieces(),
+                                    headers={"content-type": "application/json"}))
+        for answer in too_large:
+            assert answer.status_code == 413 and "larger than the 2000 bytes" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("content, kind, sentence", [
+    (b'{"messages": [', "application/json", "not JSON"), (b"\xff\xfe", "application/json", "not JSON"),
+    (b'{"messages": [], "temperature": NaN}', "application/json", "NaN is no JSON value"),
+    (b"[" * 100_000, "application/json", "nested too deeply"), (b'{"seed": ' + b"9" * 5000 + b"}", "application/json",
+                                                                "not JSON"),
+    (b'{"messages": []}', "text/plain", "send the body as application/json"), (b"", "application/json", ""),
+    (b"[]", "application/json", ""), (b"null", "application/json", ""),
+    (b'{"temperature": 1e999, "messages": [{"role": "user", "content": "a"}]}', "application/json", "temperature"),
+    (b'{"\\ud800": 1, "messages": [{"role": "user", "content": "a"}]}', "application/json", "\ufffd"),
+    (b'{"model": "\\udfff", "messages": [{"role": "user", "content": "a"}]}', "application/json", ""),
+    (b'{"messages": [{"role": "user", "content": "a"}], "stream": "yes"}', "application/json", "stream"),
+])
+def test_bodies_that_are_no_request_are_refused(server, content, kind, sentence):
+    answer = httpx.post(server.address + CHAT, content=content, headers={"content-type": kind})
+    assert answer.status_code in (400, 404)
+    error = answer.json()["error"]
+    assert sentence in error["message"] and error["type"] == "invalid_request_error"
+
+
+def test_unknown_paths_and_methods_have_the_same_shape(server):
+    for method, path, status in (("GET", "/v2", 404), ("GET", CHAT, 405), ("GET", "/v1/models/other", 404)):
+        answer = httpx.request(method, server.address + path)
+        assert answer.status_code == status and set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_other_sites_may_not_read_the_answers(server):
+    asked = httpx.options(server.address + CHAT, headers={"origin": "https://x.example",
+                                                          "access-control-request-method": "POST"})
+    got = httpx.get(server.address + "/v1/models", headers={"origin": "https://x.example"})
+    assert not any(name.startswith("access-control") for name in (*asked.headers, *got.headers))
+
+
+def test_a_broken_engine_is_a_500_for_everybody_and_ill_health(serving):
+    with serving(delay=0.01) as server, concurrent.futures.ThreadPoolExecutor() as threads:
+        worker = server.served.worker
+        running = threads.submit(httpx.post, server.address + CHAT, json=LONG, timeout=30)
+        assert until(lambda: worker.engine.running == 1)
+        worker.engine.step = lambda: 1 / 0
+        failed = running.result()
+        assert failed.status_code == 500 and failed.json()["error"]["code"] == "engine_failed"
+        assert "ZeroDivisionError" in failed.json()["error"]["message"]
+        assert httpx.get(server.address + "/health").status_code == 503
+        assert httpx.post(server.address + CHAT, json=body()).status_code == 503
+
+
+def nudge(content):
+    """Makes two of three generated bodies such that they may get past the first checks, which else hardly one does."""
+    if not isinstance(content, dict) or len(str(content)) % 3 == 0:
+        return
+    for field in ("model", "stream_options", "n", *_UNSUPPORTED):
+        content.pop(field, None)
+    for message in content.get("messages") or ():
+        if isinstance(message, dict):
+            message.update(role=message.get("role") if message.get("role") in ("user", "system") else "user",
+                           content=message.get("content") or "a", tool_calls=None)
+
+
+def test_no_request_of_the_schema_makes_a_500(serving):
+    schemathesis = pytest.importorskip("schemathesis", reason="needs the package schemathesis")
+    hypothesis = pytest.importorskip("hypothesis", reason="needs the extra `test`")
+    with serving(queue=200, max_tokens=8) as server:
+        schema = schemathesis.openapi.from_url(server.address + "/openapi.json")
+        statuses = set()
+        with httpx.Client(base_url=server.address, timeout=30) as client:
+            for found in schema.get_all_operations():
+                operation = found.ok()
+
+                @hypothesis.settings(max_examples=15, deadline=None, database=None, derandomize=True,
+                                     suppress_health_check=list(hypothesis.HealthCheck))
+                @hypothesis.given(case=operation.as_strategy())
+                def never_500(case):
+                    nudge(case.body)
+                    response = case.call(base_url=server.address)
+                    statuses.add((case.path, response.status_code))  # noqa: B023
+                    assert response.status_code < 500, response.text  # noqa: B023
+
+                never_500()
+            assert client.post(CHAT, json=body()).status_code == 200
+        assert {path for path, _ in statuses} >= {CHAT, "/v1/completions", "/tokenize", "/detokenize", "/metrics"}
+        assert {(CHAT, 200), ("/v1/completions", 200)} <= statuses, statuses
