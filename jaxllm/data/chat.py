@@ -67,7 +67,7 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer, *, tools: Sequence
         _check_tokens(template, tokenizer)
         rendered = _encode(FORMATS[template].write(plain, tools, add_generation_prompt), tokenizer)
     else:
-        renderer = Renderer(template, tokenizer.special_tokens, variables)
+        renderer = Renderer(template, tokenizer.special_tokens, _named_tokens(tokenizer) | dict(variables or {}))
         pieces, broken = renderer.pieces(plain, tools, add_generation_prompt)
         rendered = _encode(pieces, tokenizer, broken)
     return Rendered(rendered.ids, [False] * len(rendered.ids)) if add_generation_prompt else rendered
@@ -131,6 +131,11 @@ def _template(tokenizer: Tokenizer, template: str | None) -> str:
         raise ValueError(f"the chat format {template!r} is unknown; choose one of {', '.join(FORMATS)}, or give the "
                          f"source of a Jinja template")
     return template
+
+
+def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """What a template may call the tokens that the tokenizer knows by their part."""
+    return {"bos_token": tokenizer.begin_token} if tokenizer.begin_token else {}
 
 
 def _check_tokens(name: str, tokenizer: Tokenizer) -> None:

@@ -65,7 +65,8 @@ def router(served: Served) -> APIRouter:
         config, tokenizer = served.config, served.tokenizer
         return {"id": served.model_id, "layers": config.layers, "heads": config.heads, "vocab_size": config.vocab_size,
                 "max_tokens": served.limits.max_tokens, "max_samples": served.limits.max_samples,
-                "chat": bool(tokenizer.chat_template), "formats": formats(tokenizer), "encodings": encodings(tokenizer)}
+                "chat": bool(tokenizer.chat_template), "formats": formats(tokenizer), "encodings": encodings(tokenizer),
+                "specials": list(tokenizer.special_tokens)}
 
     @routes.post("/look")
     def look_inside(asked: LookRequest) -> dict[str, Any]:
@@ -113,15 +114,15 @@ def formats(tokenizer: Tokenizer) -> list[str]:
     return [name for name, kind in chat.FORMATS.items() if set(kind.needs) <= set(tokenizer.special_tokens)]
 
 
-def encodings(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def encodings(tokenizer: Tokenizer) -> list[dict[str, str]]:
     """The encodings that can be shown without a download: the model's, published ones in the cache, and bytes."""
-    at_hand = [{"name": "model", "label": tokenizer.name, "vocab_size": tokenizer.vocab_size}]
+    at_hand = [{"name": "model", "label": f"{tokenizer.name}, {tokenizer.vocab_size:,} tokens"}]
     folder = pathlib.Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
                           or pathlib.Path(tempfile.gettempdir()) / "data-gym-cache")
     for name, (_, files) in ENCODINGS.items():
         if all((folder / hashlib.sha1((_SITE + file).encode()).hexdigest()).is_file() for file in files):
-            at_hand.append({"name": name, "label": name, "vocab_size": _published(name).vocab_size})
-    return [*at_hand, {"name": "bytes", "label": "UTF-8 bytes", "vocab_size": 256}]
+            at_hand.append({"name": name, "label": name})
+    return [*at_hand, {"name": "bytes", "label": "UTF-8 bytes"}]
 
 
 @functools.cache

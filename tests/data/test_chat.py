@@ -1,5 +1,6 @@
 """Chat formats and templates: equal to Hugging Face's, masks, prefixes, and content that is never a control token."""
 
+import dataclasses
 import json
 import lzma
 
@@ -339,6 +340,13 @@ def test_a_format_needs_its_tokens(tokenizer):
     bare = tokenizer_from_ranks("bare", tokenizer.ranks, PATTERNS["gpt4"], {"<|endoftext|>": 9000})
     with pytest.raises(ValueError, match=r"the chat format llama3 needs the special tokens <\|begin_of_text\|>"):
         render(TALK, bare, template="llama3")
+
+
+def test_the_first_token_is_the_tokenizers(tokenizer):
+    begins = dataclasses.replace(tokenizer, begin_token="<s>")
+    assert render(TALK, begins, template=LLAMA3).ids[0] == tokenizer.special_tokens["<s>"]
+    assert render(TALK, begins, template=LLAMA3, variables={"bos_token": "<bos>"}).ids[0] == (
+        tokenizer.special_tokens["<bos>"])
 
 
 def test_parts_are_joined_and_developers_are_the_system(tokenizer):

@@ -50,7 +50,7 @@ def page(browser, server):
 
 def set_up(page, tokens=24, **settings):
     page.goto("/")
-    page.wait_for_selector("#model:text-is('nano')")
+    page.wait_for_selector("#model:text-is('nano')", state="attached")
     page.click("#open-settings")
     for name, value in {"max_tokens": tokens, "temperature": 1, "seed": 1, **settings}.items():
         page.fill(f"[name={name}]", str(value))
@@ -105,6 +105,7 @@ def test_a_conversation(page):
     assert bodies[-1]["messages"][-1] == {"role": "user", "content": "the cat"} and page.locator(".turn").count() == 2
 
     send(page, "again")
+    page.click("#open-settings")
     with page.expect_download() as download:
         page.click("#export")
     (line,) = pathlib.Path(download.value.path()).read_text().splitlines()
@@ -119,7 +120,7 @@ def test_samples_side_by_side(page):
     bodies = requests_of(page)
     send(page, "the old")
     samples = page.locator(".sample")
-    texts = samples.locator(".text").all_inner_texts()
+    texts = ["".join(samples.nth(i).locator(".t:not(.special)").all_text_contents()) for i in range(3)]
     assert len(set(texts)) > 1 and samples.nth(0).locator("input").is_checked()
     samples.nth(2).locator("input").check()
     page.fill("#prompt", "and then")

@@ -10,6 +10,7 @@ import { initSettings, requestSettings, systemMessage } from "./settings.js";
 const turns = [];
 let running = null;
 let model = null;
+let specials = [];
 
 /** The messages before turn `end`, as the server takes them. */
 function messagesBefore(end) {
@@ -48,17 +49,17 @@ function addTurn(turn, index = turns.length) {
 
 function drawTurn(turn) {
   const at = () => turns.indexOf(turn);
-  const head = el("h2", { text: turn.role === "tool" ? `Result of ${turn.name}` : turn.role === "user" ? "You" : model });
+  const name = { user: "You", tool: `Result of ${turn.name}`, assistant: model ?? "Assistant" }[turn.role];
   const actions = el("div", { class: "actions" });
+  const head = el("div", { class: "turn-head" }, el("h2", { text: name }), actions);
   if (turn.role === "assistant") {
     const grid = el("div", { class: turn.replies.length > 1 ? "replies several" : "replies" });
     turn.replies.forEach((reply, number) => grid.append(sample(turn, reply, number)));
     actions.append(button("Edit", () => edit(turn)), button("Retry", () => retry(at())));
-    turn.element.replaceChildren(head, turn.edited ? el("div", { class: "text", text: turn.edited.content }) : grid,
-      actions);
+    turn.element.replaceChildren(head, turn.edited ? el("div", { class: "text", text: turn.edited.content }) : grid);
   } else {
     actions.append(button("Edit", () => edit(turn)));
-    turn.element.replaceChildren(head, el("div", { class: "text", text: turn.content }), actions);
+    turn.element.replaceChildren(head, el("div", { class: "text", text: turn.content }));
   }
   actions.append(button("Copy", async (event) => {
     const message = messagesBefore(at() + 1).pop();
@@ -99,7 +100,7 @@ function edit(turn) {
     if (event.key === "Escape") drawTurn(turn);
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save();
   });
-  turn.element.replaceChildren(turn.element.querySelector("h2"), area, el("div", { class: "actions shown" },
+  turn.element.replaceChildren(turn.element.querySelector("h2"), area, el("div", { class: "editing" },
     button(turn.role === "assistant" ? "Save" : "Save and answer", save), button("Cancel", () => drawTurn(turn))));
   area.focus();
 }
@@ -123,7 +124,7 @@ async function ask() {
   const turn = { role: "assistant", id: crypto.randomUUID?.() ?? String(Math.random()), chosen: 0, replies: [], settings };
   const look = (reply, index) => openInspector(messages, settings.tools, reply, index);
   for (let i = 0; i < settings.n; i++) {
-    turn.replies.push(new Reply(settings.n > 1 ? `Sample ${i + 1}` : "Reply", look));
+    turn.replies.push(new Reply(settings.n > 1 ? `Sample ${i + 1}` : "Reply", specials, look));
   }
   addTurn(turn);
   turn.element.classList.add("writing");
@@ -227,6 +228,7 @@ async function describe() {
   try {
     const about = await getJSON("/inspect/model");
     model = about.id;
+    specials = about.specials;
     find("model").textContent = about.id;
     find("settings").elements.n.max = about.max_samples;
     find("settings").elements.max_tokens.max = about.max_tokens;

@@ -43,30 +43,35 @@ export function percent(logprob) {
   return "<0.1%";
 }
 
-/** Groups of tokens that end at whole characters: [{text, tokens, start}], start in UTF-16 units. */
+/** Groups of tokens that end at whole characters: [{text, tokens, special}]. */
 export class Characters {
   constructor() {
     this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     this.pending = [];
     this.groups = [];
-    this.length = 0;
   }
 
+  /** Takes a token; a special one stands for itself and is never part of a character. */
   push(token) {
+    if (token.special) {
+      this.finish();
+      this.groups.push({ text: new TextDecoder().decode(new Uint8Array(token.bytes)), tokens: [token], special: true });
+      return;
+    }
     this.pending.push(token);
     this.close(this.decoder.decode(new Uint8Array(token.bytes), { stream: true }), this.whole());
   }
 
   finish() {
     if (this.pending.length) this.close(this.decoder.decode(), true);
+    this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     return this;
   }
 
   close(text, whole) {
     this.held = (this.held ?? "") + text;
     if (!whole) return;
-    this.groups.push({ text: this.held, tokens: this.pending, start: this.length });
-    this.length += this.held.length;
+    this.groups.push({ text: this.held, tokens: this.pending });
     this.held = "";
     this.pending = [];
   }

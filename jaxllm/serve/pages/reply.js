@@ -15,8 +15,9 @@ export function bars(list, chosen) {
 }
 
 export class Reply {
-  /** `onLook(reply, index)` is called for the token that the reader chooses. */
-  constructor(label, onLook) {
+  /** `specials`: spellings of special tokens. `onLook(reply, index)` is called for the token that the reader chooses. */
+  constructor(label, specials, onLook) {
+    this.specials = new Set(specials.map((spelling) => [...new TextEncoder().encode(spelling)].join()));
     this.content = "";
     this.tokens = [];
     this.calls = [];
@@ -40,8 +41,9 @@ export class Reply {
   push(choice) {
     this.content += choice.delta.content ?? "";
     for (const entry of choice.logprobs?.content ?? []) {
-      const token = { bytes: entry.bytes ?? [...new TextEncoder().encode(entry.token)], logprob: entry.logprob,
-        top: entry.top_logprobs ?? [], index: this.tokens.length };
+      const bytes = entry.bytes ?? [...new TextEncoder().encode(entry.token)];
+      const token = { bytes, logprob: entry.logprob, top: entry.top_logprobs ?? [], index: this.tokens.length,
+        special: this.specials.has(bytes.join()) };
       this.tokens.push(token);
       this.characters.push(token);
     }
@@ -70,13 +72,16 @@ export class Reply {
     const groups = this.characters.groups;
     for (; this.drawn < groups.length; this.drawn++) {
       const group = groups[this.drawn];
-      const room = this.content.length - group.start;
-      if (room <= 0 || (!all && group.text.length > room)) break;
-      const span = el("span", { class: "t", tabindex: -1, text: group.text.slice(0, room) });
+      const room = this.content.length - this.shown;
+      const hidden = group.special && !this.content.startsWith(group.text, this.shown); // it is no part of the text
+      if (!all && (room <= 0 || (!hidden && group.text.length > room))) break;
+      if (room <= 0 && (!hidden || this.calls.length)) break;
+      const span = el("span", { class: hidden ? "t special" : "t", tabindex: -1,
+        text: hidden ? group.text : group.text.slice(0, room) });
       span.dataset.token = group.tokens[0].index;
       span.style.setProperty("--s", Math.min(1, Math.max(...group.tokens.map((token) => -token.logprob)) / 5));
       this.text.append(span);
-      this.shown = group.start + Math.min(group.text.length, room);
+      if (!hidden) this.shown += Math.min(group.text.length, room);
     }
   }
 

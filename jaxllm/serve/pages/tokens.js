@@ -85,10 +85,7 @@ function followable(box) {
 
 function groupsOf(tokens) {
   const characters = new Characters();
-  for (const token of tokens) {
-    if (token.special) characters.finish(); // never part of a character
-    characters.push(token);
-  }
+  for (const token of tokens) characters.push(token);
   let from = 0;
   for (const group of characters.finish().groups) {
     group.from = from;
@@ -119,7 +116,7 @@ function drawColumn(column) {
 function makeColumns(encodings) {
   columns = [0, 1].map((number) => {
     const select = el("select", { id: `encoding-${number}`, onChange: drawText }, ...encodings.map((encoding) =>
-      el("option", { value: encoding.name, text: `${encoding.label} (${encoding.vocab_size.toLocaleString("en")})` })));
+      el("option", { value: encoding.name, text: encoding.label })));
     select.selectedIndex = number ? Math.max(1, encodings.findIndex(({ name }) => name === "gpt2")) : 0;
     const count = el("p", { class: "count" });
     const box = el("div", { class: "tokens", tabindex: 0, role: "group", "aria-labelledby": `encoding-label-${number}` });
