@@ -22,8 +22,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # The system message; "" is none. /system changes it.
     config.system = ""
 
-    # Tokens of a reply at most; with the conversation they must fit the model's positions.
+    # Tokens of a reply at most.
     config.max_tokens = 256
+    # Tokens of the whole conversation at most; the model's positions bound it too. It costs memory from the start.
+    config.capacity = 2048
     # How tokens are drawn (docs/sampling.md): 0 is greedy, 1 the model's own distribution.
     config.temperature = 0.7
     # Keep the k likeliest tokens; 0 is off.

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,10 +18,11 @@ from experiments import launch, report
 from experiments.sample import token_bytes
 from jaxllm.data.chat import end_of_turn, parse_reply, render
 from jaxllm.data.tokenizer import Tokenizer
-from jaxllm.infer.generate import stream, stream_text
+from jaxllm.infer.engine import Engine, Request
 from jaxllm.infer.sampling import SamplingSettings
+from jaxllm.infer.text_stream import TextStream
 from jaxllm.model.config import Execution, ModelConfig
-from jaxllm.model.params import Params, unstack_blocks
+from jaxllm.model.params import Params
 from jaxllm.train.checkpoint import load_model
 
 HELP = """/system TEXT   changes the system message; without a text, removes it
@@ -45,8 +47,9 @@ def main(config: ConfigDict, workdir: str) -> None:
     """
     settings = SamplingSettings(**{key: config[key] for key in (
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty")})
-    if config.max_tokens < 1:
-        raise ValueError(f"config.max_tokens is {config.max_tokens}; it must be at least 1")
+    for key in ("max_tokens", "capacity"):
+        if config[key] < 1:
+            raise ValueError(f"config.{key} is {config[key]}; it must be at least 1")
     if config.save:
         check_folder(config.save)
     conversation = Conversation(*load_model(config.model), config, settings)
@@ -94,10 +97,13 @@ class Conversation:
 
     def __init__(self, params: Params, model: ModelConfig, tokenizer: Tokenizer, config: ConfigDict,
                  settings: SamplingSettings) -> None:
-        self.params, self.model, self.tokenizer = unstack_blocks(params), model, tokenizer
-        self.config, self.settings = config, settings
+        self.tokenizer, self.config, self.settings = tokenizer, config, settings
         self.template = config.template or tokenizer.chat_template
         self.stops = end_of_turn(tokenizer, self.template)
+        # One slot: what it holds of the conversation so far need not be run again.
+        self.engine = Engine(params, model, slots=1, capacity=config.capacity,
+                             execution=Execution(dtype=config.dtype),
+                             valid_vocab=min(tokenizer.vocab_size, model.vocab_size))
         self.system = config.system
         self.turns: list[dict[str, Any]] = []
         self.tries = 0
@@ -157,33 +163,44 @@ class Conversation:
         """Prints the reply as it is drawn and keeps it; a conversation that is too long is said to be."""
         self.turns.append({"role": "user", "content": question})
         try:
-            tokens = self.draw()
+            request = self.request()
         except ValueError as error:
             self.turns.pop()
             print(f"{error}\n")
             return
         text = ""
-        shown = (token for token in tokens if token not in self.stops)
-        try:
-            for piece in stream_text(shown, lambda ids: token_bytes(self.tokenizer, ids)):
+        with contextlib.closing(self.pieces(request)) as pieces, contextlib.suppress(KeyboardInterrupt):
+            for piece in pieces:
                 text += piece
                 print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            pass
         print("\n", flush=True)
         self.turns.append(parse_reply(text, self.template))
 
-    def draw(self) -> Iterator[int]:
-        """The tokens of the next reply; one of the same question, seed and try is the same."""
+    def request(self) -> Request:
+        """What to ask of the engine; the same question, seed and try give the same reply."""
         prompt = render(self.messages, self.tokenizer, add_generation_prompt=True, template=self.template).ids
-        room = self.model.max_positions - len(prompt)
+        room = self.engine.capacity - len(prompt)
         if room < 1:
-            raise ValueError(f"the conversation has {len(prompt)} tokens and the model {self.model.max_positions} "
-                             f"positions: /undo some of it, or begin again with /new")
-        return stream(self.params, self.model, prompt, key=self.config.seed, sample_id=self.tries,
-                      max_tokens=min(self.config.max_tokens, room), settings=self.settings, stop_tokens=self.stops,
-                      valid_vocab=min(self.tokenizer.vocab_size, self.model.vocab_size),
-                      execution=Execution(dtype=self.config.dtype))
+            raise ValueError(f"the conversation has {len(prompt)} tokens and there is room for {self.engine.capacity}: "
+                             f"/undo some of it, begin again with /new, or raise config.capacity")
+        return Request(tuple(prompt), min(self.config.max_tokens, room), self.settings, seed=self.config.seed,
+                       sample=self.tries, stop_tokens=self.stops)
+
+    def pieces(self, request: Request) -> Generator[str, None, None]:
+        """The text of the reply as it becomes certain; closed early, it ends the request."""
+        number = self.engine.submit(request)
+        text = TextStream(lambda ids: token_bytes(self.tokenizer, ids))
+        try:
+            while True:
+                for event in self.engine.step():
+                    if event.token is not None and event.token not in self.stops:
+                        yield text.push(event.token)
+                    if event.finish is not None:
+                        yield text.finish()
+                        return
+        finally:
+            self.engine.cancel(number)
+            self.engine.step()
 
     def save(self, path: str) -> None:
         """Appends the conversation to a jsonl file, whole or not at all."""

@@ -58,10 +58,28 @@ def test_commands(monkeypatch, capsys, tmp_path):
     assert [message["content"] for message in saved(end)[0] if message["role"] != "assistant"] == ["a mat"]
 
 
+def test_ctrl_c_ends_a_reply_and_no_more(monkeypatch, capsys, tmp_path):
+    whole, file = tmp_path / "whole.jsonl", tmp_path / "talk.jsonl"
+    run(monkeypatch, capsys, "the cat\n", save=str(whole))
+    push, pushed = experiment.TextStream.push, []
+
+    def interrupted(self, token):
+        pushed.append(token)
+        if len(pushed) == 4:
+            raise KeyboardInterrupt
+        return push(self, token)
+
+    monkeypatch.setattr(experiment.TextStream, "push", interrupted)
+    run(monkeypatch, capsys, "the cat\nand a rat\n", save=str(file))
+    messages = saved(file)[0]
+    assert len(messages) == 4 and len(messages[1]["content"]) < len(saved(whole)[0][1]["content"])
+    assert saved(whole)[0][1]["content"].startswith(messages[1]["content"]) and len(pushed) > 8
+
+
 def test_too_long_is_said_and_undone(monkeypatch, capsys, tmp_path):
     file = tmp_path / "talk.jsonl"
     printed = run(monkeypatch, capsys, "the cat " * 100 + "\nthe cat\n", save=str(file))
-    assert "the model 128 positions: /undo some of it" in printed
+    assert "there is room for 128: /undo some of it" in printed
     assert [message["content"] for message in saved(file)[0]][0] == "the cat" and len(saved(file)[0]) == 2
 
 
