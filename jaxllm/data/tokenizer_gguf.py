@@ -65,13 +65,15 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], name: str = "gguf") -> Toke
                  chat_template=template if isinstance(template, str) else None)
 
 
-def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int, chat_template: str | None = None) -> dict[str, Any]:
+def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int, chat_template: str | None = None,
+                      end: str | None = None) -> dict[str, Any]:
     """The metadata that describe `tokenizer` to llama.cpp.
 
     Args:
       tokenizer: the tokenizer.
       vocab_size: V of the model; ids without a token are named and marked unused.
       chat_template: Jinja source, or None.
+      end: the special token at which generation stops; None is the end of a document.
 
     Returns:
       key -> str, int, bool or list.
@@ -95,7 +97,8 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int, chat_template: str 
     metadata = {
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": _NAMES[tokenizer.pattern],
         "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types, "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.eos_token_id": tokenizer.end_of_text, "tokenizer.ggml.bos_token_id": tokenizer.begin_of_text,
+        "tokenizer.ggml.eos_token_id": tokenizer.special_tokens[end or tokenizer.end_token],
+        "tokenizer.ggml.bos_token_id": tokenizer.begin_of_text,
         "tokenizer.ggml.add_bos_token": tokenizer.begin_token is not None, _PATTERN_KEY: tokenizer.pattern}
     return metadata | ({"tokenizer.chat_template": chat_template} if chat_template else {})
 

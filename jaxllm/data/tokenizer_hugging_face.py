@@ -26,6 +26,18 @@ _ENDS = (END_OF_TEXT, "<|end_of_text|>")
 _SPELLED_LIKE_SPECIAL = re.compile(r"</?[^<>\s]+>|\[[A-Z_0-9]+\]")
 
 
+# A chat format's name (jaxllm.data.chat) -> Jinja source that renders plain messages like it, without tools.
+JINJA: Mapping[str, str] = {
+    "im_sep": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_sep|>' + m['content'] + '<|im_end|>' }}"
+              "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}",
+    "chatml": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
+              "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    "llama3": "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + "
+              "'<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+              "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+}
+
+
 class UnsupportedTokenizer(ValueError):
     """A tokenizer of another kind than byte-level BPE, or that encodes otherwise than tiktoken would."""
 
@@ -199,17 +211,18 @@ def _chat_template(folder: pathlib.Path, settings: Mapping[str, Any]) -> str | N
 
 
 def tokenizer_to_hugging_face(tokenizer: Tokenizer, folder: str | os.PathLike,
-                              chat_template: str | None = None) -> None:
+                              chat_template: str | None = None, end: str | None = None) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and, with a chat template, `chat_template.jinja`.
 
     Args:
       tokenizer: the tokenizer.
       folder: where; it is there already.
       chat_template: Jinja source.
+      end: the special token at which generation stops; None is the end of a document.
     """
     folder = pathlib.Path(folder)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-                "eos_token": tokenizer.end_token, "bos_token": tokenizer.begin_token or tokenizer.end_token}
+                "eos_token": end or tokenizer.end_token, "bos_token": tokenizer.begin_token or tokenizer.end_token}
     _write(folder / "tokenizer.json", json.dumps(_to_json(tokenizer), ensure_ascii=False))
     if chat_template is not None:
         _write(folder / "chat_template.jinja", chat_template)
