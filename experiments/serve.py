@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import socket
@@ -79,10 +80,11 @@ def build(config: ConfigDict):
     limits = Limits(capacity=capacity, max_tokens=min(config.max_tokens or capacity, capacity),
                     max_samples=config.max_samples, max_prompts=config.max_prompts,
                     max_body_bytes=config.max_body_mib * 2**20)
-    engine = Engine(
-        _timed(f"weights in {config.weights}", lambda: to_serve(params, model, config)), model, slots=config.slots,
-        capacity=capacity, chunk=config.chunk, execution=Execution(dtype=config.dtype),
-        valid_vocab=min(tokenizer.vocab_size, model.vocab_size), cache_dtype=config.cache_dtype or None)
+    # One copy of the weights is held: what is looked into is what answers.
+    params = _timed(f"weights in {config.weights}", functools.partial(to_serve, params, model, config))
+    engine = Engine(params, model, slots=config.slots, capacity=capacity, chunk=config.chunk,
+                    execution=Execution(dtype=config.dtype), cache_dtype=config.cache_dtype or None,
+                    valid_vocab=min(tokenizer.vocab_size, model.vocab_size))
     _timed("compiling", engine.warm_up)
     worker = Worker(engine, slots=config.slots, queue=config.queue)
     served = Served(params, model, tokenizer, config.model_id or _name(config.model), worker, limits,
@@ -100,8 +102,9 @@ def build(config: ConfigDict):
 def to_serve(params: Params, model: ModelConfig, config: ConfigDict) -> Params:
     """The weights as the engine shall hold them."""
     if config.weights != "float32":
-        params = quantize(params, model, config.weights)
-    return jax.block_until_ready(prepare_for_decoding(params, model, dtype=jax.numpy.dtype(config.dtype)))
+        params = jax.jit(quantize, static_argnums=(1, 2))(params, model, config.weights)
+    dtype = None if config.weights == "bfloat16" else jax.numpy.dtype(config.dtype)
+    return jax.block_until_ready(prepare_for_decoding(params, model, dtype=dtype))
 
 
 def begin_tokens(begin: str, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -27,7 +27,9 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, served: Served, *, host: str = "127.0.0.1", port: int = 8000,
                  grace_seconds: float = 30.0, **options: Any) -> None:
-        settings = {"log_level": "warning", "timeout_graceful_shutdown": 5, "server_header": False, **options}
+        # uvicorn's own logging set-up would close the handlers that the process has.
+        settings = {"log_config": None, "log_level": "warning", "timeout_graceful_shutdown": 5, "server_header": False,
+                    **options}
         super().__init__(uvicorn.Config(app, host=host, port=port, **settings))
         self.served = served
         self.grace_seconds = grace_seconds
