@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import gc
 import json
 import time
 
@@ -9,7 +10,9 @@ import httpx
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
+from jaxllm.serve.run import Run  # noqa: E402
 from jaxllm.serve.schema import _UNSUPPORTED  # noqa: E402
+from jaxllm.serve.worker import Job  # noqa: E402
 
 CHAT = "/v1/chat/completions"
 
@@ -57,6 +60,8 @@ def test_a_thousand_at_once_are_answered_or_refused_and_say_what_they_say_alone(
         for head, answer in refused:
             assert 1 <= int(head.partition("retry-after: ")[2].split()[0]) <= 30
             assert answer["error"]["code"] == "queue_full"
+        gc.collect()
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, (Run, Job))]  # nothing of them is kept
         with httpx.Client(base_url=server.address) as client:
             for job, answer in answered[::len(answered) // 25]:
                 alone = client.post(CHAT, json=job).json()
@@ -226,5 +231,6 @@ def test_no_request_of_the_schema_makes_a_500(serving):
 
                 never_500()
             assert client.post(CHAT, json=body()).status_code == 200
+        assert "422" not in str(schema.raw_schema["paths"])
         assert {path for path, _ in statuses} >= {CHAT, "/v1/completions", "/tokenize", "/detokenize", "/metrics"}
         assert {(CHAT, 200), ("/v1/completions", 200)} <= statuses, statuses
