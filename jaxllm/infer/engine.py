@@ -12,7 +12,6 @@ in pieces between the steps). https://arxiv.org/abs/2403.02310
 from __future__ import annotations
 
 import collections
-import math
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -21,13 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.infer import engine_steps as steps
+from jaxllm.infer.engine_device import Device
 from jaxllm.infer.engine_request import Completion, Constraint, Event, Request, check_request, completion_of
 from jaxllm.infer.engine_slots import Job, Slot, choose_slot, choose_source, prompt_keys, ready_jobs
-from jaxllm.infer.engine_steps import MAX_STEPS
-from jaxllm.model.axes import RULES
+from jaxllm.infer.engine_steps import MAX_STEPS, Drawn, Fixed
 from jaxllm.model.config import Execution, ModelConfig
-from jaxllm.model.params import Params, unstack_blocks
+from jaxllm.model.params import Params
 
 __all__ = ["Completion", "Constraint", "Engine", "Event", "Request"]
 
@@ -63,24 +61,15 @@ class Engine:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if valid_vocab is not None and not 1 <= valid_vocab <= config.vocab_size:
             raise ValueError(f"valid_vocab is {valid_vocab}; it must be 1 to the model's {config.vocab_size}")
-        mesh = jax.sharding.get_abstract_mesh()
-        shards = math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
-        if slots % shards:
-            raise ValueError(f"{slots} slots cannot be split over {shards} devices; take a multiple")
         self.config, self.capacity = config, min(capacity, config.max_positions)
         self._chunk = min(chunk, self.capacity)
-        self._together = -(-together // shards) * shards
-        self._fixed = steps.Fixed(config, execution, slots, self.capacity,
-                                  jnp.dtype(cache_dtype or execution.dtype).name, valid_vocab)
-        self._params = unstack_blocks(params)
-        self._state = steps.empty_state(fixed=self._fixed)
-        self._every = jnp.ones((slots, config.vocab_size), bool)
-        self._every_one = jnp.ones((1, config.vocab_size), bool)
-        self._rows, self._device_rows = steps.empty_rows(slots), None
+        dtype = jnp.dtype(cache_dtype or execution.dtype).name
+        self._device = Device(params, Fixed(config, execution, slots, self.capacity, dtype, valid_vocab), self._chunk,
+                              together)
         self._slots = [Slot(index) for index in range(slots)]
         self._waiting: collections.deque[Job] = collections.deque()
         self._jobs: dict[int, Job] = {}
-        self._flights: collections.deque[tuple[list[Job], int, steps.Drawn]] = collections.deque()
+        self._flights: collections.deque[tuple[list[Job], int, Drawn]] = collections.deque()
         self._events: list[Event] = []
         self._counters: collections.Counter[str] = collections.Counter()
         self._next_id = self._clock = 0
@@ -104,18 +93,13 @@ class Engine:
     def warm_up(self) -> None:
         """Compiles everything that service needs; the engine must be idle."""
         self._must_be_idle()
-        for width in self._widths():
-            self._prefill([], width)
-        self._state = steps.copy_slot(self._state, np.int32(0), np.int32(0))
+        self._device.warm_up()
         self._slots[0].held, self._slots[0].whole = (), None
-        self._begin_in(0, (0,), 1, self._every_one)
-        self._advance(1, self._every)
-        jax.block_until_ready(self._state)
 
     def load(self, params: Params) -> None:
         """Takes new weights of the same shapes, and forgets what was computed with the old; the engine must be idle."""
         self._must_be_idle()
-        self._params = unstack_blocks(params)
+        self._device.load(params)
         for slot in self._slots:
             slot.held, slot.whole = (), None
 
@@ -199,29 +183,26 @@ class Engine:
         ready = [job for job in ready_jobs(self._slots, self._chunk) if job.planned]
         if self._counters["pieces"] % 2:
             ready.sort(key=lambda job: job.length - job.computed)
-        return [job for job in ready if self._width(job) == self._width(ready[0])][:self._together]
+        return [job for job in ready if self._width(job) == self._width(ready[0])][:self._device.together]
 
     def _plan(self, job: Job) -> None:
         """Finds what is already computed of the prompt, and brings it into the job's slot."""
         source, amount = choose_source(self._slots, job, self._chunk)
         if amount and source is not job.slot:
-            self._state = steps.copy_slot(self._state, np.int32(source.index), np.int32(job.slot.index))
+            self._device.copy(source.index, job.slot.index)
             self._counters["copies"] += 1
         job.planned, job.computed, job.cached = True, amount, amount
         job.slot.held = job.pieces[:amount // self._chunk]
         job.slot.whole = job.whole if amount == job.length else None
         self._counters["cached_tokens"] += amount
 
-    def _widths(self) -> tuple[int, int]:
-        return max(self._chunk // 4, 1), self._chunk
-
     def _width(self, job: Job) -> int:
-        short, whole = self._widths()
+        short, whole = self._device.widths
         return short if job.length - job.computed <= short else whole
 
     def _run_pieces(self, jobs: list[Job]) -> None:
         width = self._width(jobs[0])
-        self._prefill(jobs, width)
+        self._device.prefill(jobs, width)
         for job in jobs:
             job.computed = min(job.computed + width, job.length)
             job.slot.held = job.pieces[:job.computed // self._chunk]
@@ -230,42 +211,21 @@ class Engine:
                 self._begin(job)
         self._counters["pieces"] += 1
 
-    def _prefill(self, jobs: list[Job], width: int) -> None:
-        P = self._together
-        slots, starts, counts = np.full((P,), len(self._slots), np.int32), np.zeros(P, np.int32), np.zeros(P, np.int32)
-        tokens = np.zeros((P, width), np.int32)
-        for row, job in enumerate(jobs):
-            piece = job.request.prompt[job.computed:job.computed + width]
-            slots[row], starts[row], counts[row] = job.slot.index, job.computed, len(piece)
-            tokens[row, :len(piece)] = piece
-        self._state = steps.prefill(self._params, self._state, slots, tokens, starts, counts, fixed=self._fixed)
-
     def _begin(self, job: Job) -> None:
         """Draws the first token of a request whose prompt is through."""
-        mask = self._every_one
-        if job.request.constraint is not None:
-            if (allowed := self._allowed(job)) is None:
-                return
-            mask = allowed[None]
-        steps.write_row(self._rows, job.slot.index, job.request)
-        self._device_rows = None
-        drawn = self._begin_in(job.slot.index, job.request.prompt, job.request.max_tokens, mask)
+        request, mask = job.request, None
+        if request.constraint is not None and (mask := self._allowed(job)) is None:
+            return
+        self._device.set_row(job.slot.index, request)
+        self._flights.append(([job], 0, self._device.begin(job.slot.index, request.prompt, request.max_tokens, mask)))
         job.begun, job.sent = True, 1
-        self._flights.append(([job], 0, drawn))
-
-    def _begin_in(self, slot: int, prompt: tuple[int, ...], max_tokens: int, mask: Any) -> steps.Drawn:
-        padded = np.zeros((self.capacity,), np.int32)
-        padded[:len(prompt)] = prompt
-        self._state, drawn = steps.begin(self._params, self._state, self._on_device(), mask, np.int32(slot), padded,
-                                         np.int32(len(prompt)), np.int32(max_tokens), fixed=self._fixed)
-        return drawn
 
     def _draw(self, constrained: bool) -> bool:
         """Sends the device to draw for all that may still need a token; False if there is nobody."""
         jobs = [slot.job for slot in self._slots if slot.job and slot.job.sent]
-        masks = self._every
+        masks = None
         if constrained:
-            masks = np.ones(masks.shape, bool)
+            masks = np.ones((len(self._slots), self.config.vocab_size), bool)
             for job in [job for job in jobs if job.request.constraint is not None]:
                 if (allowed := self._allowed(job)) is not None:
                     masks[job.slot.index] = allowed
@@ -274,27 +234,16 @@ class Engine:
             return False
         alone = constrained or any(slot.job and not slot.job.begun for slot in self._slots)
         count = 1 if alone else min(max(int(CALL_SECONDS / self._step_seconds), 1), MAX_STEPS)
-        self._flights.append((jobs, count, self._advance(count, masks)))
+        self._flights.append((jobs, count, self._device.advance(count, masks)))
         for job in jobs:
             job.sent += count
         self._counters.update(calls=1, steps=count)
         return True
 
-    def _advance(self, count: int, masks: Any) -> steps.Drawn:
-        self._state, drawn = steps.advance(self._params, self._state, self._on_device(), masks, np.int32(count),
-                                           fixed=self._fixed)
-        return drawn
-
-    def _on_device(self) -> steps.Rows:
-        """The rows, copied to the device if they have changed."""
-        if self._device_rows is None:
-            self._device_rows = jax.tree.map(jnp.array, self._rows)
-        return self._device_rows
-
     def _allowed(self, job: Job) -> np.ndarray | None:
         """Tokens that the constraint of a job allows; with none left the job ends, and this is None."""
         allowed = np.array(job.request.constraint.allowed(), bool)
-        allowed[self._fixed.valid_vocab or self.config.vocab_size:] = False
+        allowed[self._device.fixed.valid_vocab or self.config.vocab_size:] = False
         if allowed.any():
             return allowed
         self._end(job, Event(job.id, None, finish="stop", cached_tokens=job.cached))
@@ -315,7 +264,7 @@ class Engine:
                     if not job.done and drawn.ran[place]:
                         self._tell(job, jax.tree.map(lambda x: x[place], drawn))  # noqa: B023
 
-    def _tell(self, job: Job, drawn: steps.Drawn) -> None:
+    def _tell(self, job: Job, drawn: Drawn) -> None:
         request, token = job.request, int(drawn.tokens)
         job.made += 1
         finish = "stop" if token in request.stop_tokens else "length" if job.made == request.max_tokens else None
@@ -336,7 +285,6 @@ class Engine:
         del self._jobs[job.id]
         if job.slot is not None:
             job.slot.job = None
-            steps.write_row(self._rows, job.slot.index, None)
-            self._device_rows = None
+            self._device.set_row(job.slot.index, None)
         self._counters["cancelled" if event.finish == "cancelled" else "finished"] += 1
         self._events.append(event)
