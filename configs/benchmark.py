@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the config; `arg` (`--config=FILE:arg`) is one section to measure."""
     config = ConfigDict()
-    # What to measure, of train_cpu, generate, loader, startup, train_gpu (left out where there is no GPU).
-    config.sections = (arg,) if arg else ("train_cpu", "generate", "loader", "startup", "train_gpu")
+    # What to measure, of train_cpu, generate, loader, startup, train_gpu (left out where there is no GPU), engine.
+    config.sections = (arg,) if arg else ("train_cpu", "generate", "loader", "startup", "train_gpu", "engine")
     # Every rival is tried once; the best `finalists` of each side are then measured in turn, `rounds` times each, and
     # medians compared.
     config.finalists = 2
@@ -52,6 +52,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.loader.length = 1024
     config.loader.seconds = 3.0
 
+    # The engine: `requests` that arrive at random, `per_second` of them, served on so many slots, 1 first.
+    config.engine = ConfigDict()
+    config.engine.model = "smollm2_135m"
+    config.engine.dtype = "float32"
+    config.engine.slots = (1, 16)
+    config.engine.capacity = 256
+    config.engine.chunk = 64
+    config.engine.requests = 64
+    # Lengths are drawn evenly from the first to the last but one.
+    config.engine.prompt = (8, 97)
+    config.engine.new = (16, 129)
+    config.engine.per_second = 8.0
+    config.engine.rounds = 3
+
     # From the start of the process to the first finished training step.
     config.startup = ConfigDict()
     config.startup.case = case("6 layers, 256 wide", 4096, 256, 6, 8, 256, batch=8)
@@ -79,4 +93,4 @@ def case(name: str, vocab_size: int, dim: int, layers: int, heads: int, length: 
 
 def sweep() -> list[dict]:
     """Each section by itself."""
-    return [{"sections": (name,)} for name in ("train_cpu", "generate", "loader", "startup", "train_gpu")]
+    return [{"sections": (name,)} for name in ("train_cpu", "generate", "loader", "startup", "train_gpu", "engine")]

@@ -23,7 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import benchmark_loader, launch
+from experiments import benchmark_engine, benchmark_loader, launch
 from experiments.benchmark_contest import Rival, contest
 from experiments.benchmark_worker import KEEP_MEMORY, Worker
 from experiments.report import write_text
@@ -223,7 +223,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 SECTIONS = {"train_cpu": train_cpu, "generate": generate, "loader": loader, "startup": startup,
-            "train_gpu": train_gpu}
+            "train_gpu": train_gpu, "engine": benchmark_engine.engine}
 
 if __name__ == "__main__":
     launch.run(main, default_config="configs/benchmark.py")
