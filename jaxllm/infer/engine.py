@@ -126,7 +126,10 @@ class Engine:
             self._end(job, Event(job.id, None, finish="cancelled", cached_tokens=job.cached))
 
     def step(self) -> list[Event]:
-        """Takes all requests a little further and returns what there is to tell; [] when idle."""
+        """Takes all requests a little further and returns what there is to tell.
+
+        That may be nothing while prompts are run; the engine is idle when `waiting` and `running` are 0.
+        """
         self._admit()
         ran_prompts = self._run_prompts()
         if any(slot.job and slot.job.request.constraint for slot in self._slots):
@@ -147,7 +150,8 @@ class Engine:
         told: dict[int, list[Event]] = {self.submit(request): [] for request in requests}
         while self._jobs or self._events:
             for event in self.step():
-                told[event.request_id].append(event)
+                if event.request_id in told:  # not the end of one that was cancelled before
+                    told[event.request_id].append(event)
         return [completion_of(events) for events in told.values()]
 
     def _must_be_idle(self) -> None:
