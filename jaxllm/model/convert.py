@@ -186,7 +186,7 @@ def from_hugging_face(state: Mapping[str, np.ndarray], config: ModelConfig) -> P
             continue
         for path, array in rule.read(tensor, shapes).items():
             if layer is None:
-                flat[path] = np.array(array)
+                flat[path] = np.array(array, order="C")
                 continue
             if path not in flat:
                 flat[path] = np.empty((config.layers, *array.shape), array.dtype)
