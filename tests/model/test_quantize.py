@@ -10,18 +10,12 @@ from flax import traverse_util
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxllm.model import quantize as quantize_module
 from jaxllm.model.cache import empty_cache
 from jaxllm.model.config import Execution, preset
-from jaxllm.model.overlay import Overlay
+from jaxllm.model.overlay import Int8Dynamic, Overlay, Panels, int4_rows, int8_rows
 from jaxllm.model.params import abstract_params, init, partition_specs, unstack_blocks
-from jaxllm.model.quantize import (
-    int4_rows,
-    int8_rows,
-    prepare_for_decoding,
-    quantize,
-    quantized_specs,
-    tree_bytes,
-)
+from jaxllm.model.quantize import prepare_for_decoding, quantize, quantized_specs, tree_bytes
 from jaxllm.model.transformer import decode, forward, head_matrix, logits
 
 TIED = preset("nano", norm="layer", mlp="gelu", positions="learned", bias="all", kv_heads=4)
@@ -117,19 +111,24 @@ def test_bytes_and_what_is_left_alone():
         np.testing.assert_array_equal(tree["final_norm"]["scale"], params["final_norm"]["scale"])
 
 
-def test_weights_prepared_for_decoding_change_no_logit():
+def test_weights_prepared_for_decoding_change_no_logit(monkeypatch):
     params = parameters(UNTIED)
     expected = run(params, UNTIED, TOKENS)
     prepared = prepare_for_decoding(params, UNTIED)
     np.testing.assert_allclose(run(prepared, UNTIED, TOKENS), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    assert isinstance(prepared["blocks"], tuple) and prepared["blocks"][0]["mlp"]["up"].values.shape == (96, 32)
+    assert isinstance(prepared["blocks"], tuple) and isinstance(prepared["blocks"][0]["mlp"]["up"], Panels)
     halved = prepare_for_decoding(params, UNTIED, dtype=jnp.bfloat16)
-    assert halved["head"].values.dtype == jnp.bfloat16 and halved["final_norm"]["scale"].dtype == jnp.float32
+    assert halved["head"].dtype == jnp.bfloat16 and halved["final_norm"]["scale"].dtype == jnp.float32
+    monkeypatch.setattr(quantize_module, "PANEL", 16)
+    monkeypatch.setattr(quantize_module, "NARROW_PANEL", 16)
+    prepared = prepare_for_decoding(params, UNTIED)
+    assert prepared["blocks"][0]["mlp"]["up"].values.shape == (6, 32, 16)
+    np.testing.assert_allclose(run(prepared, UNTIED, TOKENS), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     layers = unstack_blocks(quantized(UNTIED, "int8"))
     assert jax.tree.structure(prepare_for_decoding(quantized(UNTIED, "int8"), UNTIED)) == jax.tree.structure(layers)
 
 
-@pytest.mark.parametrize("scheme", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("scheme", ["bfloat16", "int8", "int8_dynamic", "int4"])
 def test_specs_have_the_tree_of_the_weights_and_fit_a_mesh(scheme):
     config = UNTIED
     tree = jax.eval_shape(functools.partial(quantize, config=config, scheme=scheme, group=16), abstract_params(config))
@@ -150,6 +149,19 @@ def test_specs_have_the_tree_of_the_weights_and_fit_a_mesh(scheme):
     assert (tuple(whole.values), tuple(whole.scale)) == ((split[0], split[2], split[1]), (split[0], split[2]))
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_dynamic_int8_multiplies_what_was_rounded(rows):
+    """Integers on both sides: the product of the two rounded matrices, exactly but for the scales' rounding."""
+    generator = np.random.default_rng(5)
+    x, weight = generator.normal(size=(rows, 48)), generator.normal(size=(7, 48))
+    tree = int8_rows(jnp.asarray(weight, jnp.float32))
+    found = jax.jit(lambda x: Int8Dynamic(tree.values, tree.scale).product(x))(jnp.asarray(x, jnp.float32))
+    levels = np.round(x / np.abs(x).max(1, keepdims=True) * 127)
+    expected = levels @ np.asarray(tree.values, np.float64).T * np.asarray(tree.scale) * np.abs(x).max(1)[:, None] / 127
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert 1e-3 < np.abs(found - x @ weight.T).mean() < 0.1
+
+
 def test_bfloat16_activations():
     """What a GPU computes: off by no more than rounding to 8 bits of mantissa is, at the median."""
     tree = quantized(UNTIED, "int8")
@@ -160,8 +172,8 @@ def test_bfloat16_activations():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"scheme": "int3"}, "choose one of bfloat16, int8, int4"), ({"scheme": "int4", "group": 64}, "groups of 64"),
-    ({"scheme": "int4", "group": 5}, "even number")])
+    ({"scheme": "int3"}, "choose one of bfloat16, int8, int8_dynamic, int4"),
+    ({"scheme": "int4", "group": 64}, "groups of 64"), ({"scheme": "int4", "group": 5}, "even number")])
 def test_what_cannot_be_quantised_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         quantize(parameters(TIED), TIED, **change)
