@@ -21,6 +21,7 @@ export async function openInspector(messages, tools, reply, index) {
   find("look-state").textContent = "Looking inside…";
   find("look-inside").hidden = true;
   find("look-close").focus({ preventScroll: true });
+  document.querySelector(".t.looked")?.scrollIntoView({ block: "nearest" });
   try {
     const body = { messages, index, top: 4, reply: reply.tokens.slice(0, index + 1).map((t) => t.bytes) };
     if (tools) body.tools = tools;
@@ -87,14 +88,15 @@ export function drawAttention() {
     for (let h = 0; h < state.heads; h++) sum += state.weight(layer, h, position);
     return sum / state.heads;
   });
-  const most = Math.max(...weights);
+  const most = Math.max(...(weights.length > 1 ? weights.slice(1) : weights)); // the first token is most heads' sink
   find("look-attention").replaceChildren(...state.context.map((token, position) => {
     const label = tokenLabel(token.bytes);
     const span = el("span", { class: token.special ? "a special" : "a", text: label.replace(/␣/g, " "),
       title: `${label} ${(100 * weights[position]).toFixed(1)}%` });
-    span.style.setProperty("--w", weights[position] / (most || 1));
+    span.style.setProperty("--w", Math.min(1, weights[position] / (most || 1)));
     return span;
   }));
+  find("look-attention").scrollTop = find("look-attention").scrollHeight;
   const order = weights.map((weight, position) => [weight, position]).sort((a, b) => b[0] - a[0]).slice(0, 3);
   find("look-attention-told").textContent = "Most of it at " + order.map(([weight, position]) =>
     `${tokenLabel(state.context[position].bytes)} (${(100 * weight).toFixed(0)}%)`).join(", ") + ".";

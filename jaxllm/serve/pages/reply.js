@@ -146,8 +146,7 @@ function callBlock(call) {
 
 function showTip(span, token) {
   const tip = find("tip");
-  tip.replaceChildren(el("p", { class: "tip-head" }, el("code", { text: tokenLabel(token.bytes) }),
-    el("strong", { text: percent(token.logprob) })), bars(token.top.slice(0, 5), token));
+  tip.replaceChildren(bars(token.top.slice(0, 5), token));
   tip.hidden = false;
   span.setAttribute("aria-describedby", "tip");
   const at = span.getClientRects()[0];
