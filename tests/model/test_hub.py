@@ -252,26 +252,27 @@ def test_fuzzed_files_are_read_or_refused(small_folder, data):
 # Memory
 
 MEASURE = """
-import resource, sys
+import re, sys
 import numpy as np
 from jaxllm.model.hub import read_hugging_face, write_hugging_face
 import jax
 from jaxllm.model.config import preset
 from jaxllm.model.params import abstract_params
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 config = preset("tiny", layers=16, dim=256, head_dim=64, mlp_dim=1024)
 before = peak()
 if sys.argv[1] == "read":
     params, _ = read_hugging_face(sys.argv[2])
     result = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 else:
-    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), abstract_params(config))
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 2, np.float32), abstract_params(config))
     result = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     write_hugging_face(sys.argv[2], params, config, shard_bytes=8_000_000)
 print(before, result, peak())
 """
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's count of peak memory")
 def test_peak_memory_is_the_result_and_less_than_one_shard(tmp_path):
     for way in ("write", "read"):
         run = subprocess.run([sys.executable, "-c", MEASURE, way, str(tmp_path)], capture_output=True, text=True,
@@ -282,4 +283,4 @@ def test_peak_memory_is_the_result_and_less_than_one_shard(tmp_path):
         print(f"{way}: result {result / 1e6:.1f} MB, largest shard {largest / 1e6:.1f} MB, peak over the start "
               f"{(peak - before) / 1e6:.1f} MB")
         assert result > 60e6 and largest < 8.1e6
-        assert peak - before <= result + 1.3 * largest
+        assert 0.9 * result < peak - before <= result + 1.3 * largest
