@@ -10,12 +10,15 @@ Expected: docs/benchmarks.md.
 
 from ml_collections import ConfigDict
 
+SECTIONS = ("train_cpu", "generate", "loader", "startup", "train_gpu", "generate_gpu", "engine")
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the config; `arg` (`--config=FILE:arg`) is one section to measure."""
     config = ConfigDict()
-    # What to measure, of train_cpu, generate, loader, startup, train_gpu (left out where there is no GPU), engine.
-    config.sections = (arg,) if arg else ("train_cpu", "generate", "loader", "startup", "train_gpu", "engine")
+    # What to measure, of train_cpu, generate, loader, startup, engine, and of train_gpu and generate_gpu, which are
+    # left out where there is no GPU.
+    config.sections = (arg,) if arg else SECTIONS
     # Every rival is tried once; the best `finalists` of each side are then measured in turn, `rounds` times each, and
     # medians compared.
     config.finalists = 2
@@ -36,14 +39,30 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "b": case("6 layers, 256 wide", 4096, 256, 6, 8, 256, batch=8),
         "c": case("GPT-2 124M", 50257, 768, 12, 12, 256, batch=2, together=False)})
 
-    # Greedy generation with the cache: prompts of `prompt` tokens, `new` more for each.
+    # Greedy generation with the cache on the CPU: prompts of `prompt` tokens, `new` more for each.
     config.generate = ConfigDict()
-    config.generate.ours = ("float32", "bfloat16")
-    config.generate.peers = ("float32", "bfloat16")
-    config.generate.case = case("GPT-2 124M", 50257, 768, 12, 12, 1024, batch=1)
+    config.generate.models = ("gpt2_124m", "smollm2_135m")
+    # Model folders to take weights from, by model; "" draws random ones (the rates are the same).
+    config.generate.weights = ConfigDict({"gpt2_124m": "", "smollm2_135m": ""})
     config.generate.batches = (1, 32)
     config.generate.prompt = 32
-    config.generate.new = 64
+    config.generate.new = 32
+    # Schemes of our weights, with activations in float32 (bfloat16 is bfloat16 throughout).
+    config.generate.ours = ("float32", "int8_dynamic")
+    # dtypes of transformers' model.
+    config.generate.transformers = ("float32", "bfloat16")
+    # Kinds of GGUF that llama.cpp runs, where the packages xllamacpp and gguf are installed.
+    config.generate.llama_cpp = ("F16", "Q8_0")
+    # As config.finalists and config.rounds; `together` as in `case` below.
+    config.generate.finalists = 2
+    config.generate.rounds = 3
+    config.generate.together = True
+
+    # The same on a GPU.
+    config.generate_gpu = ConfigDict({
+        "models": ("smollm2_135m", "qwen2_5_1.5b", "llama3_8b"), "weights": {"smollm2_135m": ""}, "batches": (1, 8, 64),
+        "prompt": 32, "new": 128, "ours": ("bfloat16", "int8"), "transformers": ("bfloat16",), "llama_cpp": (),
+        "finalists": 2, "rounds": 3, "together": False})
 
     # Batches of batch x length tokens out of a corpus of `tokens` (2 bytes each; 500_000_000 is 1 GB).
     config.loader = ConfigDict()
@@ -93,4 +112,4 @@ def case(name: str, vocab_size: int, dim: int, layers: int, heads: int, length: 
 
 def sweep() -> list[dict]:
     """Each section by itself."""
-    return [{"sections": (name,)} for name in ("train_cpu", "generate", "loader", "startup", "train_gpu", "engine")]
+    return [{"sections": (name,)} for name in SECTIONS]

@@ -23,7 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import benchmark_engine, benchmark_loader, launch
+from experiments import benchmark_decode, benchmark_engine, benchmark_loader, launch
 from experiments.benchmark_contest import Rival, contest
 from experiments.benchmark_worker import KEEP_MEMORY, Worker
 from experiments.report import write_text
@@ -150,21 +150,19 @@ def model_of(case: ConfigDict):
 
 
 def generate(config: ConfigDict, limit: dict[str, Any]) -> tuple[Any, str]:
-    """Greedy generation with the cache."""
-    section, rows = config.generate, []
-    text = f"## Generation, tokens/s\n\n{section.case.name}, greedy, {section.prompt} + {section.new} tokens a row.\n"
-    for batch in section.batches:
-        spec = dict(model=sizes(section.case), batch=batch, prompt=section.prompt, new=section.new)
-        rivals = [Rival("ours", dtype, "experiments.benchmark_ours:generate", spec | {"dtype": dtype}, SHARE_GPU)
-                  for dtype in section.ours]
-        threads = config.threads or physical_cores()
-        rivals += [Rival("transformers", dtype, "experiments.benchmark_torch:generate",
-                         spec | {"dtype": dtype, "threads": threads}, SHARE_GPU | KEEP_MEMORY, alternatives(SHARE_GPU))
-                   for dtype in (section.peers if has_peers() else ())]
-        found = contest(rivals, config, batch * section.new)
-        rows += [{"batch": batch, **row} for row in found]
-        text += f"\n**Batch {batch}.** {verdict(found)}\n\n{table(found)}\n"
-    return rows, text
+    """Greedy generation with the cache on this machine's processor, beside transformers and llama.cpp."""
+    rows, text = benchmark_decode.measure(config.generate, config.seconds, config.threads or physical_cores(),
+                                          has_peers(), {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"})
+    return rows, f"## Generation, tokens/s\n\n{text}"
+
+
+def generate_gpu(config: ConfigDict, limit: dict[str, Any]) -> tuple[Any, str]:
+    """The same on a GPU; where there is none, says so."""
+    if limit["platform"] != "gpu":
+        return None, "## Generation on a GPU\nNot run: JAX sees none here."
+    rows, text = benchmark_decode.measure(config.generate_gpu, config.seconds, config.threads or physical_cores(),
+                                          has_peers(), SHARE_GPU)
+    return rows, f"## Generation on a GPU, tokens/s\n\n{text}"
 
 
 def loader(config: ConfigDict, limit: dict[str, Any]) -> tuple[Any, str]:
@@ -223,7 +221,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 SECTIONS = {"train_cpu": train_cpu, "generate": generate, "loader": loader, "startup": startup,
-            "train_gpu": train_gpu, "engine": benchmark_engine.engine}
+            "train_gpu": train_gpu, "generate_gpu": generate_gpu, "engine": benchmark_engine.engine}
 
 if __name__ == "__main__":
     launch.run(main, default_config="configs/benchmark.py")

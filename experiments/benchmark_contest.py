@@ -64,7 +64,7 @@ def _try(rival: Rival, seconds: float, tokens: int) -> dict[str, Any]:
     row = {"side": rival.side, "name": rival.name, "rate": 0.0, "rounds": 0, "failure": "", "attention": ""}
     try:
         worker = _start(rival)
-        row["attention"] = worker.about.get("attention", "")
+        row |= {name: worker.about[name] for name in ("attention", "weight_bytes") if name in worker.about}
         count = _count(worker.run(1), seconds)
         row |= {"rate": count * tokens / worker.run(count), "count": count}
         worker.close()

@@ -1,4 +1,4 @@
-"""Our side of the benchmark: training steps and generation of the GPT-2 architecture, timed in their own process."""
+"""Our side of the benchmark: training steps of the GPT-2 architecture, timed in their own process."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.launch import set_up_process
 from jaxllm.data.packing import Batch
-from jaxllm.infer.generate import generate as continue_prompts
-from jaxllm.infer.sampling import SamplingSettings
 from jaxllm.model.config import Execution, ModelConfig, preset
-from jaxllm.model.params import init, unstack_blocks
+from jaxllm.model.params import init
 from jaxllm.train.objective import next_token_objective
 from jaxllm.train.optimizer import make_optimizer
 from jaxllm.train.peaks import peak_flops
@@ -58,24 +55,6 @@ def train(model: dict[str, int], batch: int, dtype: str, scan: bool, remat: str 
     if jax.default_backend() == "gpu" and "fmha" in step.lower(state, rows).compile().as_text():
         attention = "cuDNN flash"
     return run, {"version": jax.__version__, "loss": float(metrics["loss"]), "attention": attention}
-
-
-def generate(model: dict[str, int], batch: int, prompt: int, new: int, dtype: str) -> tuple[Run, dict[str, Any]]:
-    """Greedy continuation: calls of `new` tokens for each of `batch` prompts."""
-    set_up_process()
-    config = gpt(**model)
-    params = unstack_blocks(jax.jit(lambda: init(config, jax.random.key(0), jnp.dtype(dtype)))())
-    prompts = np.random.default_rng(0).integers(model["vocab_size"], size=(batch, prompt)).tolist()
-
-    def run(count: int) -> float:
-        begun = time.perf_counter()
-        for _ in range(count):
-            continue_prompts(params, config, prompts, key=0, max_tokens=new, settings=SamplingSettings(temperature=0.0),
-                             execution=Execution(dtype=dtype)).tokens.block_until_ready()
-        return time.perf_counter() - begun
-
-    run(1)
-    return run, {"version": jax.__version__}
 
 
 def limit() -> tuple[Run, dict[str, Any]]:

@@ -129,26 +129,3 @@ def train(model: dict[str, int], batch: int, peer: str, compiled: bool, dtype: s
 
     run(3)
     return run, {"version": torch.__version__, "loss": step().item()}
-
-
-def generate(model: dict[str, int], batch: int, prompt: int, new: int, dtype: str, threads: int
-             ) -> tuple[Run, dict[str, Any]]:
-    """Greedy continuation by transformers' `generate`: calls of `new` tokens for each of `batch` prompts."""
-    device = set_up(threads)
-    module = GPT2LMHeadModel(gpt2_config(**model)).to(device=device, dtype=getattr(torch, dtype)).eval()
-    tokens = torch.randint(model["vocab_size"] - 1, (batch, prompt), device=device)
-
-    def run(count: int) -> float:
-        begun = time.perf_counter()
-        for _ in range(count):
-            with torch.inference_mode():
-                out = module.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=new,
-                                      min_new_tokens=new, do_sample=False, use_cache=True,
-                                      pad_token_id=model["vocab_size"] - 1)
-            finish(device)
-        if out.shape[1] != prompt + new:
-            raise RuntimeError(f"{out.shape[1] - prompt} new tokens instead of {new}")
-        return time.perf_counter() - begun
-
-    run(1)
-    return run, {"version": torch.__version__}

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import benchmark as config_file
-from experiments import benchmark, benchmark_contest
+from experiments import benchmark, benchmark_contest, benchmark_decode, benchmark_decode_sides
 from experiments.benchmark_contest import Rival, contest
 from experiments.benchmark_worker import Worker
 
@@ -36,8 +36,9 @@ def toy_config() -> ConfigDict:
     config.train_cpu.cases = ConfigDict({"a": toy})
     config.train_cpu.ours = ("unrolled float32", "scan bfloat16")
     config.train_cpu.peers = ("plain eager float32", "transformers eager bfloat16")
-    config.generate.case = config_file.case("toy", 65, 16, 2, 2, 16, batch=1)
-    config.generate.update({"ours": ("float32",), "peers": ("float32",), "batches": (2,), "prompt": 4, "new": 4})
+    config.generate.update({"models": ("nano",), "ours": ("float32", "int8_dynamic"), "transformers": ("float32",),
+                            "llama_cpp": (), "batches": (2,), "prompt": 4, "new": 4, "rounds": 2, "finalists": 1})
+    config.sections = tuple(name for name in config.sections if name != "engine")
     config.loader.update({"tokens": (20_000,), "batch": 2, "length": 64, "seconds": 0.01})
     config.startup.case = toy
     return config
@@ -47,7 +48,9 @@ def toy_config() -> ConfigDict:
 def in_process(monkeypatch):
     monkeypatch.setattr(benchmark, "Worker", InProcess)
     monkeypatch.setattr(benchmark_contest, "Worker", InProcess)
+    monkeypatch.setattr(benchmark_decode, "Worker", InProcess)
     monkeypatch.setattr("experiments.benchmark_ours.set_up_process", lambda: None)
+    monkeypatch.setattr(benchmark_decode_sides, "set_up_process", lambda: None)
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
@@ -62,14 +65,36 @@ def test_the_whole_command(interop, in_process, tmp_path, monkeypatch):
     train, generated = results["train_cpu"], results["generate"]
     assert not [row["failure"] for row in train + generated if row["failure"]]
     assert {row["side"] for row in train} == ({"ours", "PyTorch"} if interop else {"ours"})
-    assert len(train) == (6 if interop else 2) and len(generated) == (4 if interop else 1)
+    assert len(train) == (6 if interop else 2) and len(generated) == (3 if interop else 2)
     assert sum(row["rounds"] > 0 for row in train) == (2 if interop else 1)
     assert all(row["rate"] > 0 and 0 < row["mfu"] < 1 for row in train)
-    assert text.count("x** of the best") == (2 if interop else 0)
+    assert all(row["share"] > 0 for row in generated)
+    assert generated[1]["weight_bytes"] < generated[0]["weight_bytes"] / 3
+    assert text.count("x** of the best") == (1 if interop else 0)
+    assert text.count("x** of transformers (float32)") == (1 if interop else 0)
     assert ("`interop`" in text) == (not interop)
     assert [row["read_as"] for row in results["loader"]] == ["concatenate", "separate", "mixture of two"]
     assert [row["cache"] for row in results["startup"]] == ["off", "on, empty", "on, filled"]
-    assert results["train_gpu"] is None and "Not run" in text
+    assert results["train_gpu"] is None and results["generate_gpu"] is None and text.count("Not run") == 2
+
+
+def test_llama_cpp_continues_every_row():
+    pytest.importorskip("xllamacpp", reason="needs the package xllamacpp (llama.cpp)")
+    pytest.importorskip("gguf", reason="needs the extra `gguf`")
+    spec = {"model": "tiny", "folder": "", "batch": 3, "prompt": 4, "new": 5, "scheme": "Q8_0", "threads": 1}
+    worker = Worker("experiments.benchmark_decode_sides:llama_cpp", spec, {"JAX_PLATFORMS": "cpu"})
+    assert worker.run(1) > 0 and 0.9e6 < worker.about["weight_bytes"] < 2e6
+    worker.close()
+
+
+def test_verdicts_of_decoding_name_both_sides():
+    rows = [dict(side="ours", name="int8", rate=30.0, rounds=3), dict(side="ours", name="float32", rate=10.0, rounds=3),
+            dict(side="transformers", name="float32", rate=20.0, rounds=3),
+            dict(side="llama.cpp", name="Q8_0", rate=60.0, rounds=3),
+            dict(side="llama.cpp", name="F16", rate=90.0, rounds=0)]  # tried once
+    assert benchmark_decode.verdicts(rows) == (
+        "Ours in int8 is at **1.50x** of transformers (float32), **0.50x** of llama.cpp (Q8_0). "
+        "Ours in float32 is at **0.50x** of transformers (float32), **0.17x** of llama.cpp (Q8_0).")
 
 
 def slow(seconds, fails=False):
