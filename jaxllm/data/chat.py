@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxllm.data.chat_formats import FORMATS, Piece
-from jaxllm.data.chat_jinja import Renderer, special_pattern
+from jaxllm.data.chat_guard import special_pattern
+from jaxllm.data.chat_jinja import Renderer
 from jaxllm.data.chat_messages import Message, plain_messages, plain_tools
 from jaxllm.data.chat_tools import CALLS, call_style, split_calls
 from jaxllm.data.tokenizer import Tokenizer

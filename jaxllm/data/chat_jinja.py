@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from jaxllm.data.chat_formats import Messages, Piece, Tools
-from jaxllm.data.chat_messages import ROLES
+from jaxllm.data.chat_guard import Marks, free_marks, guard_of, special_pattern, strings
 
 # What templates call the special tokens that they do not spell out; the first that the tokenizer has is meant.
 NAMED_TOKENS: Mapping[str, tuple[str, ...]] = {
@@ -25,14 +27,6 @@ NAMED_TOKENS: Mapping[str, tuple[str, ...]] = {
     "unk_token": ("<unk>", "<|endoftext|>"),
 }
 _OPENING = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-
-
-class Marks(NamedTuple):
-    """Three characters that occur nowhere else: inside spelled special tokens, and around the generation blocks."""
-
-    broken: str
-    opening: str
-    closing: str
 
 
 class Renderer:
@@ -67,7 +61,7 @@ class Renderer:
           ValueError: for an error in the template or one that it raises itself, and when it cannot be told which
             text is the assistant's.
         """
-        marks = _free_marks([self.source, *_strings(messages), *_strings(tools or [])])
+        marks = free_marks([self.source, *strings(messages), *strings(tools or [])])
         text, spans = self.run(messages, tools, add_generation_prompt, marks)
         if add_generation_prompt:
             spans = []
@@ -77,8 +71,9 @@ class Renderer:
             spans = self._spans(text, messages, tools, marks)
         pieces, done = [], 0
         for start, end in spans:
-            pieces += [Piece(text[done:start], True), Piece(text[start:end], True, True)]
-            done = end
+            start = max(start, done)  # a block may begin with the end of the turn that the one before was given
+            pieces += [Piece(text[done:start], True), Piece(text[start:max(start, end)], True, True)]
+            done = max(done, end)
         return [*pieces, Piece(text[done:], True)], marks.broken
 
     def run(self, messages: Messages, tools: Tools, add_generation_prompt: bool, marks: Marks
@@ -107,18 +102,37 @@ class Renderer:
     def ends(self) -> tuple[str, ...]:
         """The special tokens with which the template ends an assistant's turn, found by trying."""
         call = {"type": "function", "id": "call00000", "function": {"name": "lookup", "arguments": {}}}
+        plain, calling = {"content": "Gladly so."}, {"content": "", "tool_calls": [call]}
         found = []
-        for reply in ({"content": "Gladly so."}, {"content": "", "tool_calls": [call]}):
-            messages = [{"role": "user", "content": "Please do."}, {"role": "assistant", **reply}]
-            try:
-                text, _ = self.run(messages, None, False, _free_marks([self.source]))
-            except ValueError:  # it may have no tool calls
-                continue
-            after = max(text.rfind("Gladly so."), text.rfind("lookup"))
-            matches = [match[0] for match in self.pattern.finditer(text, max(after, 0))]
-            if after >= 0 and matches and not set(matches) & set(found):  # a call may end by a token of its own
-                found.append(matches[-1] if found else matches[0])
+        if at_end := self._after(plain, "Gladly so.", False):
+            within = self._after(plain, "Gladly so.", True) or at_end
+            # What follows the reply at once, whether or not a turn follows: the last of it ends the turn.
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1],
+                                                      zip(at_end, within, strict=False)))
+            found.append(at_end[max(same, 1) - 1])
+        behind = self._after(calling, "lookup", False, adjoining=False)
+        if behind and not set(behind) & set(found):  # a call may end by a token of its own
+            found.append(behind[-1])
         return tuple(found)
+
+    def _after(self, reply: dict[str, Any], words: str, followed: bool, adjoining: bool = True) -> list[str]:
+        """The special tokens behind the words of a reply; with `adjoining` only those before any text."""
+        messages = [{"role": "user", "content": "Please do."}, {"role": "assistant", **reply},
+                    {"role": "user", "content": "Go on."}]
+        try:
+            text, _ = self.run(messages if followed else messages[:2], None, False, free_marks([self.source]))
+        except ValueError:  # it may have no tool calls
+            return []
+        at = text.rfind(words)
+        if at < 0:
+            return []
+        found, done = [], at + len(words)
+        for match in self.pattern.finditer(text, done):
+            if adjoining and found and match.start() != done:
+                break
+            found.append(match[0])
+            done = match.end()
+        return found
 
     def _with_end(self, text: str, end: int) -> int:
         """Where the turn that a generation block holds ends: its end-of-turn token may stand just behind."""
@@ -131,9 +145,8 @@ class Renderer:
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before, _ = self.run(messages[:i], tools, True, marks)
-            start = len(before)
-            if not text.startswith(before) or spans and start < spans[-1][1]:
+            start = self._start(text, messages[:i], tools, marks)
+            if start is None or spans and start < spans[-1][1]:
                 raise ValueError(
                     f"message {i}: the chat template writes what comes before this reply differently once the reply "
                     f"is there, so it cannot be told which tokens are the assistant's; put {{% generation %}} and "
@@ -146,85 +159,22 @@ class Renderer:
         return spans
 
 
-class Guard:
-    """Puts a character into every special token that foreign text spells, or could spell with what is around it."""
+    def _start(self, text: str, before: Messages, tools: Tools, marks: Marks) -> int | None:
+        """Where the reply to these messages begins in the text: where a prompt for it would end.
 
-    def __init__(self, special_tokens: Sequence[str]):
-        self.spelled = re.compile(special_pattern(tuple(special_tokens)).pattern, re.IGNORECASE)
-        whole = [token for token in special_tokens if len(token) > 1]
-        self.starts = {token[:k] for token in whole for k in range(1, len(token))}
-        self.ends = {token[k:] for token in whole for k in range(1, len(token))}
-        self.firsts = {case for token in special_tokens for case in (token[:1].lower(), token[:1].upper())}
-        self.insides = "\0".join(token[1:-1] for token in whole)
-        self.reach = max(map(len, whole), default=1)
-
-    def __call__(self, value: Any, mark: str) -> Any:
-        """Any JSON value with its strings and keys guarded, but for the words that steer a template."""
-        if isinstance(value, str):
-            return self._edges(self._spellings(value, mark), mark)
-        if isinstance(value, Mapping):
-            return {self._spellings(key, mark): item if _steers(key, item) else self(item, mark)
-                    for key, item in value.items()}
-        return [self(item, mark) for item in value] if isinstance(value, list) else value
-
-    def _spellings(self, text: str, mark: str) -> str:
-        if not any(first in text for first in self.firsts):  # far quicker than the search
-            return text
-        return self.spelled.sub(lambda match: match[0][:1] + mark + match[0][1:], text)
-
-    def _edges(self, text: str, mark: str) -> str:
-        """A text is guarded also where the template would write the beginning or the end of a special token."""
-        core = text.strip()
-        start = text.index(core)
-        end = start + len(core)
-        if core and core in self.insides:
-            return text[:start + 1] + mark + text[start + 1:]
-        if any(core[-k:] in self.starts for k in range(1, self.reach)):
-            text = text[:end] + mark + text[end:]
-        if any(core[:k] in self.ends for k in range(1, self.reach)):
-            text = text[:start] + mark + text[start:]
-        return text
-
-
-
-@functools.lru_cache(16)
-def guard_of(special_tokens: tuple[str, ...]) -> Guard:
-    """The guard against these special tokens."""
-    return Guard(special_tokens)
-
-
-def _steers(key: str, value: Any) -> bool:
-    """Words that a template compares or puts into a special token of its own; they are checked before."""
-    return key == "role" and value in ROLES or key == "type" and value == "function"
-
-
-@functools.lru_cache(64)
-def special_pattern(special_tokens: tuple[str, ...]) -> re.Pattern:
-    """Finds special tokens in a text, of several at one place the longest."""
-    longest_first = sorted(special_tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
-def _strings(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield key
-            yield from _strings(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _strings(item)
-
-
-def _free_marks(texts: Iterable[str]) -> Marks:
-    """Characters of a private plane that no text holds; they are neither space nor letter to a template."""
-    used = set().union(*map(set, texts))
-    free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
-    try:
-        return Marks(next(free), next(free), next(free))
-    except StopIteration:
-        raise ValueError("the conversation uses every character of Unicode's private plane 15") from None
+        A template that begins some replies for the model (with <think>, say) may not have it so in the past; the
+        header is then what the two have in common, up to its last special token or line.
+        """
+        prompt, _ = self.run(before, tools, True, marks)
+        if text.startswith(prompt):
+            return len(prompt)
+        past, _ = self.run(before, tools, False, marks)
+        if not text.startswith(past) or not prompt.startswith(past):
+            return None
+        common = len(os.path.commonprefix([text, prompt]))
+        ends = [match.end() for match in self.pattern.finditer(prompt, len(past), common)]
+        line = prompt.rfind("\n", len(past), common) + 1
+        return max([line, *ends], default=0) or None
 
 
 @functools.lru_cache(64)

@@ -1,8 +1,12 @@
 """Chat formats and templates: equal to Hugging Face's, masks, prefixes, and content that is never a control token."""
 
 import dataclasses
+import importlib.util
+import itertools
 import json
 import lzma
+import pathlib
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -27,6 +31,8 @@ CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.conten
 MARKED = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}\
 {% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}\
 {{ '\\n' }}{% endfor %}"""
+MARKED_TWICE = MARKED.replace("+ '<|im_end|>' }}{% endgeneration %}",
+                              "}}{% endgeneration %}{% generation %}{{ '<|im_end|>' }}{% endgeneration %}")
 MARKED_SHORT = MARKED.replace("+ '<|im_end|>' }}{% endgeneration %}", "}}{% endgeneration %}{{ '<|im_end|>' }}")
 LLAMA3 = """{% set ns = namespace(text=bos_token) %}{% for m in messages %}
 {% set ns.text = ns.text + '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim %}
@@ -54,6 +60,10 @@ PHI3 = """{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end
 {%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ '<|endoftext|>' }}{% endif %}"""
 MISTRAL = """{{ '<s>' }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}
 {%- elif m.role == 'assistant' %}{{ ' ' + m.content + '</s>' }}{% endif %}{% endfor %}"""
+# A token after the reply before the one that ends the turn; and a prompt that begins to think in the reply's place.
+COHERE = """{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|><|eot_id|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+THINKING = CHATML.replace("assistant\\n' }}", "assistant\\n<s>\\n' }}")
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "qwen": QWEN, "phi3": PHI3, "mistral": MISTRAL}
 
 TALK = [{"role": "system", "content": "Be kind."},
@@ -147,7 +157,7 @@ def test_tools_equal_hugging_face(theirs, tokenizer):
     assert render(CALLS, tokenizer, template="chatml").ids == render(CALLS, tokenizer, template=QWEN).ids
 
 
-@pytest.mark.parametrize("template, short", [(MARKED, 0), (MARKED_SHORT, 2)])
+@pytest.mark.parametrize("template, short", [(MARKED, 0), (MARKED_SHORT, 2), (MARKED_TWICE, 0)])
 def test_generation_blocks_decide_what_counts(theirs, tokenizer, template, short):
     """As in transformers, with the end-of-turn token also where the template leaves it out."""
     expected = theirs.apply_chat_template(TALK, chat_template=template, return_dict=True,
@@ -156,6 +166,44 @@ def test_generation_blocks_decide_what_counts(theirs, tokenizer, template, short
     assert ours.ids == expected["input_ids"]
     assert sum(ours.mask) - sum(expected["assistant_masks"]) == short
     assert ours.mask == render(TALK, tokenizer, template=CHATML).mask
+
+
+def test_published_templates(theirs):
+    """Every chat template that TRL carries: the same ids and, where it is marked, the same mask but for its end."""
+    trl = importlib.util.find_spec("trl")
+    if trl is None:
+        pytest.skip("published chat templates: pip install --no-deps trl")
+    folder = pathlib.Path(trl.origin).parent / "chat_templates"
+    sources = {path.stem: path.read_text() for path in sorted(folder.glob("*.jinja"))}
+    pattern = (r"<\|[\w/ .-]{1,40}\|>|<｜[^<>'\"]{1,40}｜>|<turn\|>|</?think>|</?tool_call>"
+               r"|<(?:start|end)_of_(?:turn|utterance)>")
+    found = {token for source in sources.values() for token in re.findall(pattern, source)}
+    library, ours = library_and_ours(("<|endoftext|>", "<bos>", "<eos>", *sorted(found - {"<|endoftext|>"})))
+    theirs = type(theirs)(tokenizer_object=library)
+    names, same, unclear = {"bos_token": "<bos>", "eos_token": "<eos>"}, 0, 0
+    plain = json.loads(json.dumps(TOOLS).replace("<|im_end|>", "ß"))
+    for (name, source), (messages, tools), prompt in itertools.product(
+            sources.items(), ((TALK, None), (TALK[1:], None), ([TALK[0], *CALLS], plain)), (False, True)):
+        marked = not prompt and name.endswith("_training")
+        try:
+            expected = theirs.apply_chat_template(
+                json.loads(json.dumps(messages)), chat_template=source, tools=tools, add_generation_prompt=prompt,
+                return_dict=True, return_assistant_tokens_mask=marked, **names)
+        except Exception:  # the template's own refusal (no system message, no tools), of whatever type
+            continue
+        try:
+            rendered = render(messages, ours, template=source, tools=tools, add_generation_prompt=prompt,
+                              variables=names)
+        except ValueError as error:
+            assert "put {% generation %}" in str(error) and not prompt and not marked, name
+            unclear += 1
+            continue
+        assert rendered.ids == expected["input_ids"], name
+        if marked:
+            assert all(ours >= theirs for ours, theirs in zip(rendered.mask, expected["assistant_masks"], strict=True))
+        same += 1
+    print(f"{same} conversations are the same in {len(sources)} templates; {unclear} need generation blocks for a mask")
+    assert same > 10 * unclear
 
 
 def test_real_qwen_tokenizer(real_data):
@@ -176,10 +224,12 @@ def test_real_qwen_tokenizer(real_data):
 
 @pytest.mark.parametrize("name, end", [("im_sep", "<|im_end|>"), ("chatml", "<|im_end|>"), ("llama3", "<|eot_id|>"),
                                        ("gemma", "<end_of_turn>"), (CHATML, "<|im_end|>"), (PHI3, "<|end|>"),
-                                       (MISTRAL, "</s>")])
+                                       (MISTRAL, "</s>"), (COHERE, "<|eot_id|>"), (THINKING, "<|im_end|>")])
 def test_the_assistants_tokens_and_its_end_count(tokenizer, name, end):
     replies = ["It is 22 degrees." + end, "Hello!\n\nBye." + end]
     space = " " if name == MISTRAL else ""  # its header ends before the space
+    if name == COHERE:
+        replies = [reply.replace(end, "<|end|>" + end) for reply in replies]
     assert counted(render(TALK, tokenizer, template=name), tokenizer) == [space + reply for reply in replies]
     assert end_of_turn(tokenizer, name)[0] == tokenizer.special_tokens[end]
 
