@@ -63,6 +63,7 @@ MISTRAL = """{{ '<s>' }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INS
 # A token after the reply before the one that ends the turn; and a prompt that begins to think in the reply's place.
 COHERE = """{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|><|eot_id|>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+ENDED = COHERE.replace("<|end|><|eot_id|>", "<|im_end|>").replace("{% endif %}", "{% else %}<|endoftext|>{% endif %}")
 THINKING = CHATML.replace("assistant\\n' }}", "assistant\\n<s>\\n' }}")
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "qwen": QWEN, "phi3": PHI3, "mistral": MISTRAL}
 
@@ -224,7 +225,8 @@ def test_real_qwen_tokenizer(real_data):
 
 @pytest.mark.parametrize("name, end", [("im_sep", "<|im_end|>"), ("chatml", "<|im_end|>"), ("llama3", "<|eot_id|>"),
                                        ("gemma", "<end_of_turn>"), (CHATML, "<|im_end|>"), (PHI3, "<|end|>"),
-                                       (MISTRAL, "</s>"), (COHERE, "<|eot_id|>"), (THINKING, "<|im_end|>")])
+                                       (MISTRAL, "</s>"), (COHERE, "<|eot_id|>"), (THINKING, "<|im_end|>"),
+                                       (ENDED, "<|im_end|>")])
 def test_the_assistants_tokens_and_its_end_count(tokenizer, name, end):
     replies = ["It is 22 degrees." + end, "Hello!\n\nBye." + end]
     space = " " if name == MISTRAL else ""  # its header ends before the space
