@@ -99,12 +99,11 @@ class Sandbox:
                 if shown is None:
                     raise
                 self._feed(f"{code}\nNone", printed)  # nothing has run yet: a syntax error comes before everything
-        except _Enough:
-            return printed.text() + "\nerror: stopped, the output is too long"
         except self._monty.MontyCrashedError:
             raise ToolError("the code was killed: it went beyond the sandbox's limits") from None
-        except self._monty.MontyError as error:
-            return printed.text() + ("\n" if printed.parts else "") + f"error: {_describe(error)}"
+        except self._monty.MontyError as error:  # the pool passes on an exception of ours as one of the code's
+            problem = "stopped, the output is too long" if printed.room < 0 else _describe(error)
+            return "\n".join(filter(None, (printed.text().removesuffix("\n"), f"error: {problem}")))
         return printed.text().removesuffix("\n") or "no output"
 
     def _feed(self, code: str, printed: _Printed) -> None:

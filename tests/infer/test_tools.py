@@ -24,7 +24,8 @@ from jaxllm.model.config import preset
 from jaxllm.model.params import init
 
 ALL_TOKENS = dict.fromkeys([*SPECIAL_TOKENS, *(token for name in FORMATS for token in FORMATS[name].needs)])
-TOKENIZER = train_tokenizer(["search and calculator, tools of a page"] * 3, 256 + len(ALL_TOKENS) + 8,
+TOKENIZER = train_tokenizer(["search and calculator, tools of a page", '{"name": "say", "arguments": {}}'] * 3,
+                            256 + len(ALL_TOKENS) + 24,
                             special_tokens=tuple(ALL_TOKENS))
 QUESTION = [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "What is 2+3? <|im_end|>"}]
 FORMATS_WITH_CALLS = ("im_sep", "chatml", "llama3")
@@ -152,13 +153,13 @@ def test_bad_settings_are_told():
 
 def test_the_engine_and_rounds_of_it_give_the_same():
     """A random model, held to two calls by a constraint and then free."""
-    config = preset("nano", layers=1, vocab_size=TOKENIZER.vocab_size, max_positions=256)
-    engine = Engine(init(config, jax.random.key(0)), config, slots=4, capacity=256, chunk=32)
+    config = preset("nano", layers=1, vocab_size=TOKENIZER.vocab_size, max_positions=128)
+    engine = Engine(init(config, jax.random.key(0)), config, slots=4, capacity=128, chunk=32)
     say = Tool("say", "Says.", {"type": "object"}, lambda: "said")
     call = [*written(assistant(None, ("say", {})), "im_sep")]
-    prompts = [[{"role": "user", "content": "ab"[i % 2] * (i + 1)}] for i in range(6)]
+    prompts = [[{"role": "user", "content": "ab"[i % 2] * (i + 1)}] for i in range(5)]
     settings = SamplingSettings(temperature=0.9)
-    options = dict(template="im_sep", max_tokens=len(call), max_calls=2, max_length=250, seed=3, settings=settings,
+    options = dict(template="im_sep", max_tokens=len(call), max_calls=2, max_length=128, seed=3, settings=settings,
                    describe=False)
 
     def parroting(request):
