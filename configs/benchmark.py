@@ -74,6 +74,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # The engine: `requests` that arrive at random, `per_second` of them, served on so many slots, 1 first.
     config.engine = ConfigDict()
     config.engine.model = "smollm2_135m"
+    # A model folder with the weights, which is also asked how exact the log-probabilities are; "" draws them at random.
+    config.engine.weights = ""
     config.engine.dtype = "float32"
     config.engine.slots = (1, 16)
     config.engine.capacity = 256

@@ -13,6 +13,7 @@ from jaxllm.infer.generate import generate
 from jaxllm.infer.sampling import SamplingSettings
 from jaxllm.model.config import preset
 from jaxllm.model.params import init, unstack_blocks
+from jaxllm.model.quantize import prepare_for_decoding
 from jaxllm.model.transformer import forward
 
 GREEDY = SamplingSettings(temperature=0.0)
@@ -34,6 +35,9 @@ PARAMS = sharp_params(CONFIG)
 
 def prompts_of(*lengths):
     return [tuple(RNG.integers(0, 256, length).tolist()) for length in lengths]
+
+
+PROMPTS = prompts_of(3, 8, 17)
 
 
 def requests_of(count, most=30):
@@ -63,19 +67,24 @@ def told(completion):
 
 @pytest.mark.parametrize("settings", [GREEDY, SamplingSettings(temperature=0.9, top_k=40)])
 def test_a_request_is_told_what_generate_and_forward_say(engine, settings):
-    prompts = prompts_of(3, 8, 17)
-    made = engine.run(Request(prompt, 12, settings, seed=5, sample=i) for i, prompt in enumerate(prompts))
-    expected = generate(PARAMS, CONFIG, prompts, key=5, max_tokens=12, settings=settings, samples_per_prompt=3,
+    made = engine.run(Request(prompt, 12, settings, seed=5, sample=i) for i, prompt in enumerate(PROMPTS))
+    expected = generate(PARAMS, CONFIG, PROMPTS, key=5, max_tokens=12, settings=settings, samples_per_prompt=3,
                         row_ids=[0, 0, 0])
     rows = np.zeros((3, 32), np.int32)
-    for i, (prompt, completion) in enumerate(zip(prompts, made, strict=True)):
+    for i, (prompt, completion) in enumerate(zip(PROMPTS, made, strict=True)):
         assert list(completion.tokens) == expected.rows()[4 * i] and completion.finish == "length"
         np.testing.assert_allclose(completion.sampling_logp, expected.sampling_logp[4 * i], rtol=1e-4, atol=1e-5)
         rows[i, :len(prompt) + 12] = prompt + completion.tokens
     logp = np.asarray(jax.nn.log_softmax(jax.jit(forward, static_argnums=1)(PARAMS, CONFIG, rows)))
-    for i, (prompt, completion) in enumerate(zip(prompts, made, strict=True)):
+    for i, (prompt, completion) in enumerate(zip(PROMPTS, made, strict=True)):
         places = len(prompt) - 1 + np.arange(12)
         np.testing.assert_allclose(completion.logp, logp[i, places, completion.tokens], rtol=1e-5, atol=1e-5)
+
+
+def test_a_penalty_reaches_the_prompt_and_what_was_drawn(engine):
+    settings = SamplingSettings(temperature=0.0, repetition_penalty=1e6)
+    for prompt, one in zip(PROMPTS, engine.run(Request(prompt, 20, settings) for prompt in PROMPTS), strict=True):
+        assert len(set(one.tokens)) == 20 and not set(one.tokens) & set(prompt)
 
 
 def test_text_and_numbers_do_not_depend_on_company_slot_or_history(engine):
@@ -86,6 +95,14 @@ def test_text_and_numbers_do_not_depend_on_company_slot_or_history(engine):
     assert sum(one.cached_tokens for one in again) > 0
     for i in (0, 5, 6, 7, 13, 22):
         assert told(alone(requests[i])) == told(together[i])  # to the last bit
+
+
+def test_prepared_weights_and_a_cache_of_8_bits_keep_rows_apart():
+    engine = Engine(prepare_for_decoding(PARAMS, CONFIG), CONFIG, **SHAPE, cache_dtype="int8")
+    requests = requests_of(10)
+    together = list(map(told, engine.run(requests)))
+    assert together == list(map(told, engine.run(requests[::-1])))[::-1]
+    assert together[6] == told(engine.run([requests[6]])[0])
 
 
 def test_a_thousand_requests(engine):
