@@ -139,6 +139,29 @@ def test_a_forced_call_is_one_of_the_tools(client, choice):
             assert 0 <= json.loads(call.function.arguments)["a"] <= 99
 
 
+def test_json_by_a_schema_parses_and_validates(client):
+    jsonschema = pytest.importorskip("jsonschema", reason="needs the package jsonschema")
+    schema = {"type": "object", "required": ["größe", "who"], "additionalProperties": False, "properties": {
+        "größe": {"type": "integer", "minimum": 0, "maximum": 9999},
+        "who": {"type": "array", "minItems": 1, "maxItems": 2, "items": {"$ref": "#/$defs/person"}}},
+        "$defs": {"person": {"type": "object", "required": ["name", "of"], "additionalProperties": False,
+                             "properties": {
+                                 "name": {"type": "string", "maxLength": 12}, "of": {"enum": ["日本", "é", "🙂"]}}}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": schema}}
+    free = ask(client, max_tokens=30)
+    for seed in range(3):
+        answer = ask(client, response_format=wanted, n=4, seed=seed, max_tokens=400)
+        for choice in answer.choices:
+            jsonschema.validate(json.loads(choice.message.content), schema)
+            assert choice.finish_reason == "stop"
+        assert len({choice.message.content for choice in answer.choices}) > 1
+    streamed = ask(client, response_format=wanted, seed=1, max_tokens=400, stream=True)
+    jsonschema.validate(json.loads("".join(chunk.choices[0].delta.content or "" for chunk in streamed)), schema)
+    begun = ask(client, response_format={"type": "json_object"}, max_tokens=12).choices[0].message.content
+    assert begun.startswith("{")
+    assert ask(client, max_tokens=30).choices[0].message.content == free.choices[0].message.content
+
+
 def test_tools_that_may_be_called_and_their_results_go_into_the_prompt(client):
     plain = ask(client, max_tokens=4)
     offered = ask(client, max_tokens=4, tools=TOOLS, tool_choice="auto")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxllm.data.chat import end_of_turn
-from jaxllm.infer.engine import Engine, Request
 
 pytest.importorskip("llguidance", reason="needs the extra `serve`")
 jsonschema = pytest.importorskip("jsonschema", reason="needs the package jsonschema")
@@ -114,18 +113,3 @@ def test_costly_schemas_end(grammars, model):
                 constraint.accept(int(np.flatnonzero(constraint.allowed())[0]))
         except ApiError as refused:
             assert refused.status_code == 400
-
-
-def test_the_engine_writes_what_the_schema_allows(grammars, model):
-    params, config, tokenizer = model
-    engine = Engine(params, config, slots=8, capacity=1024, chunk=32, valid_vocab=tokenizer.vocab_size)
-    requests = [Request(prompt=(tokenizer.end_of_text, *tokenizer.encode("the cat")), max_tokens=400, seed=seed,
-                        sample=sample, stop_tokens=end_of_turn(tokenizer), constraint=grammars.json_schema(PERSON))
-                for seed in range(3) for sample in range(2)]
-    free = Request(prompt=(1, 2, 3), max_tokens=20, seed=5)
-    *bound, unbound = engine.run([*requests, free])
-    for completion in bound:
-        assert completion.finish == "stop"
-        jsonschema.validate(json.loads(tokenizer.decode(completion.tokens[:-1])), PERSON)
-    assert len({completion.tokens for completion in bound}) == 6
-    assert engine.run([free])[0].tokens == unbound.tokens

@@ -14,6 +14,8 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from configs import serve as config_file  # noqa: E402
 from experiments import serve as experiment  # noqa: E402
+from jaxllm.infer.engine import Event  # noqa: E402
+from jaxllm.model.config import Execution  # noqa: E402
 from jaxllm.model.quantize import has_overlays  # noqa: E402
 
 
@@ -24,6 +26,27 @@ def config_of(**changes):
     return config
 
 
+class Recorded:
+    """An engine that keeps what it was made with and answers everything with three letters."""
+
+    made = {}
+
+    def __init__(self, params, config, **arguments):
+        Recorded.made, self.running, self.waiting, self.asked = arguments, 0, 0, []
+
+    def warm_up(self):
+        Recorded.made["warm"] = True
+
+    def submit(self, request):
+        self.asked.append(request)
+        return len(self.asked)
+
+    def step(self):
+        asked, self.asked = self.asked, []
+        return [Event(number, 97, finish="length" if token == 2 else None)
+                for number, _ in enumerate(asked, 1) for token in range(3)]
+
+
 @pytest.fixture(autouse=True)
 def loaded(monkeypatch, model):
     monkeypatch.setattr(experiment, "load_model", lambda folder: model)
@@ -31,13 +54,17 @@ def loaded(monkeypatch, model):
 
 def test_a_built_server_answers_by_its_config_and_ends_at_a_signal(monkeypatch, capsys):
     monkeypatch.setenv("A_KEY", "secret")
+    monkeypatch.setattr(experiment, "Engine", Recorded)
     server = experiment.build(config_of(api_key_env="A_KEY", max_tokens=9, queue=3, max_samples=2, max_body_mib=1,
                                         hosts=("Box.example",), weights="int8", cache_dtype="int8", max_prompts=5,
-                                        cors_origins=("https://a.example",), model_id="small", begin=""))
+                                        cors_origins=("https://a.example",), model_id="small", begin="",
+                                        slots=5, dtype="bfloat16"))
     served = server.served
     assert (served.limits.capacity, served.limits.max_tokens, served.limits.max_samples, served.limits.max_prompts,
             served.limits.max_body_bytes) == (1024, 9, 2, 5, 2**20)
-    assert served.worker.most_open == 8 + 3 and served.begin_tokens == () and has_overlays(served.params)
+    assert Recorded.made == dict(slots=5, capacity=1024, chunk=32, execution=Execution(dtype="bfloat16"),
+                                 cache_dtype="int8", valid_vocab=275, warm=True)
+    assert served.worker.most_open == 5 + 3 and served.begin_tokens == () and has_overlays(served.params)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -46,7 +73,9 @@ def test_a_built_server_answers_by_its_config_and_ends_at_a_signal(monkeypatch, 
     with httpx.Client(base_url=server.address, headers=key) as client:
         assert client.get("/v1/models").json()["data"][0]["id"] == "small"
         answer = client.post("/v1/completions", json={"prompt": "the cat"}, headers={"host": "box.example"})
-        assert answer.json()["usage"]["completion_tokens"] <= 9
+        assert answer.json()["choices"][0]["text"] == "aaa"
+        refused = client.post("/v1/completions", json={"prompt": "the cat", "max_tokens": 10})
+        assert "this server writes at most 9" in refused.text
         assert client.get("/v1/models", headers={"host": "other.example"}).status_code == 403
         origin = client.get("/v1/models", headers={"origin": "https://a.example"}).headers
         assert origin["access-control-allow-origin"] == "https://a.example"

@@ -220,7 +220,7 @@ def test_no_request_of_the_schema_makes_a_500(serving):
             for found in schema.get_all_operations():
                 operation = found.ok()
 
-                @hypothesis.settings(max_examples=15, deadline=None, database=None, derandomize=True,
+                @hypothesis.settings(max_examples=10, deadline=None, database=None, derandomize=True,
                                      suppress_health_check=list(hypothesis.HealthCheck))
                 @hypothesis.given(case=operation.as_strategy())
                 def never_500(case):
