@@ -3,6 +3,7 @@
 `python tests/infer/test_sandbox.py` prints what each attack did, for docs/tools.md.
 """
 
+import collections
 import os
 import pathlib
 import resource
@@ -259,6 +260,14 @@ def test_a_killed_child_is_replaced(sandbox):
     assert answers[-1] == "2" and list(children()) != [pid]
 
 
+def test_the_kernel_holds_the_child_too(sandbox):
+    sandbox.run("1")
+    (pid,) = children()
+    limits = {limit: resource.prlimit(pid, limit) for limit in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE)}
+    assert limits == {resource.RLIMIT_AS: (4 * MEMORY + (512 << 20),) * 2, resource.RLIMIT_FSIZE: (0, 0)}
+    assert SECRET not in pathlib.Path(f"/proc/{pid}/environ").read_text()
+
+
 def test_limits_are_told():
     with pytest.raises(ValueError, match="seconds is 0"):
         Sandbox(seconds=0)
@@ -266,14 +275,40 @@ def test_limits_are_told():
         assert "at most" in python_tool(sandbox).call({"code": "#" * (MAX_CODE + 1)})
 
 
+# What an answer shows -> how it is called in docs/tools.md; the first that fits.
+OUTCOMES = {
+    "not there": ("ModuleNotFoundError", "has no attribute", "NameError", "not supported in", "not yet support"),
+    "denied": ("PermissionError",),
+    "time limit": ("time limit exceeded",),
+    "memory limit": ("memory limit exceeded", "Exceeds the limit"),
+    "depth limit": ("RecursionError", "recursion limit", "too deeply nested"),
+    "other limit": ("suspension limit", "backtracking count", "characters; at most"),
+    "output cut": ("output is too long", "x" * 200),
+    "no Python": ("SyntaxError",),
+    "killed": ("was killed", "was terminated"),
+}
+
+
 def print_table():
-    """What each attack did: answer, its length, seconds, the child's peak memory in MiB, whether it was replaced."""
+    """What each attack did, then for each kind how many ended in which way, seconds and peak memory (MiB) at most."""
     os.environ["SANDBOX_SECRET"] = SECRET
+    SECRET_FILE.write_text(SECRET)
+    rows = []
     with Sandbox(seconds=SECONDS, memory_bytes=MEMORY, max_output=OUTPUT, processes=1) as made:
         for kind, name in CASES:
             answer, seconds, peak, replaced = attack(made, kind, name)
-            shown = answer.encode("unicode_escape").decode()[-90:]
-            print(f"| {kind} | {name} | {shown} | {len(answer)} | {seconds:.2f} | {peak >> 20} | {replaced} |")
+            assert SECRET not in answer and SECRET_FILE.read_text() == SECRET
+            outcome = next((outcome for outcome, signs in OUTCOMES.items() if any(sign in answer for sign in signs)),
+                           "ran")
+            rows.append((kind, outcome, seconds, peak, replaced))
+            print(f"{kind}: {name}: {outcome}: {answer.encode('unicode_escape').decode()[-100:]} ({seconds:.2f} s)")
+    SECRET_FILE.unlink()
+    for kind in [*ATTACKS, ""]:
+        mine = [row for row in rows if kind in ("", row[0])]
+        counts = collections.Counter(row[1] for row in mine)
+        said = ", ".join(f"{outcome} {count}" for outcome, count in counts.most_common())
+        print(f"| {kind or 'all'} | {len(mine)} | {said} | {max(row[2] for row in mine):.2f} | "
+              f"{max(row[3] for row in mine) >> 20} | {sum(row[4] for row in mine)} |")
 
 
 if __name__ == "__main__":
