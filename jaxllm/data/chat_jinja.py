@@ -16,6 +16,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.sandbox
+
 from jaxllm.data.chat_formats import Messages, Piece, Tools
 from jaxllm.data.chat_guard import Marks, free_marks, guard_of, special_pattern, strings
 
@@ -39,7 +44,6 @@ class Renderer:
 
     Raises:
       ValueError: when the source is not a Jinja template.
-      ImportError: without jinja2.
     """
 
     def __init__(self, source: str, special_tokens: Iterable[str], variables: Mapping[str, Any] | None = None):
@@ -180,14 +184,6 @@ class Renderer:
 @functools.lru_cache(64)
 def _compile(source: str):
     """The template in transformers' environment."""
-    try:
-        import jinja2
-        import jinja2.ext
-        import jinja2.nodes
-        import jinja2.sandbox
-    except ImportError as error:
-        raise ImportError("this model's chat template needs jinja2: pip install -e '.[serve]'") from error
-
     class Generation(jinja2.ext.Extension):
         """{% generation %} ... {% endgeneration %}: what is between is the assistant's."""
 

@@ -1,6 +1,7 @@
 """A look inside: where each head attends, and what each layer would already say.
 
-One compiled function of arrays; a sequence is padded to one of few widths, so that few programs are made.
+One layer is compiled and run L times, so that the first look does not take long; a sequence is padded to one of few
+widths, so that few programs are made.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jaxllm.infer.prompts import check_prompts, pad_prompts, prompt_width
 from jaxllm.model.attention import attend
 from jaxllm.model.config import Execution, ModelConfig
 from jaxllm.model.layers import norm, rotary_tables
-from jaxllm.model.params import Params, split_layers
+from jaxllm.model.params import Params
 from jaxllm.model.transformer import block, embed, logits, query_scale
 
 
@@ -71,52 +72,64 @@ def look(params: Params, config: ModelConfig, tokens: Sequence[int], *, queries:
             raise ValueError(f"queries must be positions from 0 to {length - 1}, at least one")
         wanted = np.pad(wanted, (0, (1 << (count - 1).bit_length()) - count))  # few shapes here too
     padded, _ = pad_prompts([tokens], 1, width)
-    attention, ids, logp, next_logp = jax.device_get(_look(params, padded, wanted, config, execution, top))
+    attention, ids, logp, next_logp = jax.device_get(_look(params, config, padded, wanted, top, execution))
     next_logp = np.where(wanted[None, :count] + 1 < length, next_logp[:, :count], np.nan)
     return Look(attention[:, :, :count, :length], ids[:, :count], logp[:, :count], next_logp)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "execution", "top"))
-def _look(params: Params, tokens: jax.Array, queries: jax.Array, config: ModelConfig, execution: Execution, top: int):
+def _look(params: Params, config: ModelConfig, tokens: np.ndarray, queries: np.ndarray, top: int,
+          execution: Execution):
     """(attention [L, N, Q, T], ids and log-probabilities [L + 1, Q, k], of the next token [L + 1, Q])."""
-    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    x = embed(params, config, tokens, positions, execution)
-    rotary = rotary_tables(config, positions) if config.positions == "rotary" else None
-    following = tokens[0, jnp.minimum(queries + 1, tokens.shape[1] - 1)]
+    outer = {name: part for name, part in params.items() if name != "blocks"}
+    blocks = params["blocks"]
+    x = _embed(outer, tokens, config, execution)
+    streams, attention = [x[0, queries]], []
+    for i in range(config.layers):
+        window = config.windows[i % len(config.windows)]
+        layer, index = (blocks[i], None) if isinstance(blocks, tuple) else (blocks, np.int32(i))
+        x, weights, stream = _layer(layer, x, queries, index, config, execution, window)
+        streams.append(stream)
+        attention.append(weights)
+    following = tokens[0, np.minimum(queries + 1, tokens.shape[1] - 1)]
+    return jnp.stack(attention), *_read(outer, jnp.stack(streams), following, config, top)
 
-    def read(x: jax.Array):
-        """The lens on a residual stream, at the queries."""
-        hidden = norm(x[0, queries], params["final_norm"], config)
-        logp = jax.nn.log_softmax(logits(params, config, hidden), axis=-1)
+
+@functools.partial(jax.jit, static_argnames=("config", "execution"))
+def _embed(outer: Params, tokens: jax.Array, config: ModelConfig, execution: Execution) -> jax.Array:
+    return embed(outer, config, tokens, _positions(tokens), execution)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "execution", "window"))
+def _layer(layer: Params, x: jax.Array, queries: jax.Array, index: jax.Array | None, config: ModelConfig,
+           execution: Execution, window: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One layer, or number `index` of stacked ones: (x, attention [N, Q, T], x at the queries)."""
+    if index is not None:
+        layer = jax.tree.map(lambda leaf: leaf[index], layer)
+    rotary = rotary_tables(config, _positions(x)) if config.positions == "rotary" else None
+    weights = []
+
+    def mix(q, k, v):
+        weights.append(_weights(q[0, queries], k[0], queries, window, config))
+        return attend(q, k, v, scale=query_scale(config), window=window, softcap=config.attention_softcap,
+                      implementation=execution.attention)
+
+    x = block(x, layer, config, rotary, mix)
+    return x, weights[0], x[0, queries]
+
+
+def _positions(x: jax.Array) -> jax.Array:
+    return jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "top"))
+def _read(outer: Params, streams: jax.Array, following: jax.Array, config: ModelConfig, top: int):
+    """The lens on residual streams [L + 1, Q, D]: likeliest ids and log-probabilities, and that of `following` [Q]."""
+    def read(stream):
+        logp = jax.nn.log_softmax(logits(outer, config, norm(stream, outer["final_norm"], config)), axis=-1)
         best, ids = jax.lax.top_k(logp, top)
         return ids, best, jnp.take_along_axis(logp, following[:, None], axis=-1)[:, 0]
 
-    def run(x: jax.Array, layer: Params, window: int):
-        weights = []
-
-        def mix(q, k, v):
-            weights.append(_weights(q[0, queries], k[0], queries, window, config))
-            return attend(q, k, v, scale=query_scale(config), window=window, softcap=config.attention_softcap,
-                          implementation=execution.attention)
-
-        x = block(x, layer, config, rotary, mix)
-        return x, (weights[0], *read(x))
-
-    first = read(x)
-    outputs = _over_layers(run, x, params["blocks"], config)
-    attention, *lens = outputs
-    return attention, *(jnp.concatenate([one[None], rest]) for one, rest in zip(first, lens, strict=True))
-
-
-def _over_layers(run, x: jax.Array, blocks, config: ModelConfig):
-    """The outputs of every layer, stacked; layers of one kind in one array are scanned."""
-    if not isinstance(blocks, tuple) and len(config.windows) == 1:
-        return jax.lax.scan(lambda x, layer: run(x, layer, config.windows[0]), x, blocks)[1]
-    outputs = []
-    for i, layer in enumerate(blocks if isinstance(blocks, tuple) else split_layers(blocks)):
-        x, out = run(x, layer, config.windows[i % len(config.windows)])
-        outputs.append(out)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+    return jax.lax.map(read, streams, batch_size=max(1, 64 // streams.shape[1]))  # bounds the logits held at once
 
 
 def _weights(q_QNH: jax.Array, k_SKH: jax.Array, queries: jax.Array, window: int, config: ModelConfig) -> jax.Array:

@@ -102,7 +102,6 @@ def tokenizer() -> Tokenizer:
 def theirs():
     """Hugging Face's tokenizer with the ids of ours."""
     transformers = pytest.importorskip("transformers", reason="needs the extra `interop`")
-    pytest.importorskip("jinja2", reason="needs the extra `serve`")
     return transformers.PreTrainedTokenizerFast(tokenizer_object=library_and_ours()[0])
 
 
