@@ -31,7 +31,7 @@ CAPACITY = 1024
 def model():
     """(params, config, tokenizer); the vocabulary is wider than the tokenizer, as a padded one is."""
     config = preset("nano", layers=1, vocab_size=320, max_positions=CAPACITY)
-    return init(config, jax.random.key(0)), config, TOKENIZER
+    return jax.jit(init, static_argnums=0)(config, jax.random.key(0)), config, TOKENIZER
 
 
 @pytest.fixture(scope="session")
