@@ -246,8 +246,10 @@ class Engine:
 
     def _allowed(self, job: Job) -> np.ndarray | None:
         """Tokens that the constraint of a job allows; with none left the job ends, and this is None."""
-        allowed = np.array(job.request.constraint.allowed(), bool)
-        allowed[self._device.fixed.valid_vocab or self.config.vocab_size:] = False
+        given = job.request.constraint.allowed()  # may be as short as the tokenizer's vocabulary
+        allowed = np.zeros((self.config.vocab_size,), bool)
+        count = min(len(given), self._device.fixed.valid_vocab or len(allowed))
+        allowed[:count] = given[:count]
         if allowed.any():
             return allowed
         self._end(job, Event(job.id, None, finish="stop", cached_tokens=job.cached))

@@ -18,7 +18,7 @@ class Constraint(Protocol):
     """Which tokens may come next; one object per sample, which the engine moves along."""
 
     def allowed(self) -> np.ndarray:
-        """bool [V]; with none True the row ends."""
+        """bool [V] or shorter, what is missing being False; with none True the row ends."""
 
     def accept(self, token: int) -> None:
         """Takes the token that was drawn."""

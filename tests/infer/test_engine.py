@@ -107,7 +107,7 @@ def test_prepared_weights_and_a_cache_of_8_bits_keep_rows_apart():
 
 def test_a_thousand_requests(engine):
     """All answered once and in full, nothing kept, and each told what it is told alone."""
-    requests = requests_of(1000)
+    requests = requests_of(1000, most=22)
     ids, events = [], []
     for request in requests:
         ids.append(engine.submit(request))
@@ -216,7 +216,7 @@ class Only:
         self.ids, self.most, self.taken = ids, most, []
 
     def allowed(self):
-        mask = np.zeros(CONFIG.vocab_size, bool)
+        mask = np.zeros(40, bool)  # shorter than the vocabulary
         if len(self.taken) < self.most:
             mask[[i for i in self.ids if not self.taken or (i - self.taken[-1]) % 2]] = True
         return mask

@@ -56,7 +56,7 @@ def test_greedy_text_is_generates(name):
 
 
 SMALL = preset("nano", layers=1, vocab_size=6, dim=16, heads=2, kv_heads=1, mlp_dim=32)
-LENGTH, ROWS = 3, 4000
+LENGTH, ROWS = 3, 2000
 
 
 def exact_distribution(params, prompt, settings):
