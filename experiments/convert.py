@@ -197,10 +197,7 @@ def read_tokenizer(read: Callable[[], Tokenizer]) -> tuple[Tokenizer | None, str
 
 def to_model_folder(folder: pathlib.Path, model: Model, name: str) -> None:
     """params/, config.json, tokenizer/ and what rides along."""
-    dtypes = {key: str(dtype) for key, dtype in model.dtypes.items()}
-    if not dtypes:
-        state = HuggingFaceState(model.params, model.config)
-        dtypes = {key: state.dtype(key).name for key in state}
+    dtypes = {key: str(dtype) for key, dtype in model.dtypes.items()} or names_of_dtypes(model)
     usual = collections.Counter(dtypes.values()).most_common(1)[0][0]
     print(f"writing {folder}", flush=True)
     # orbax copies arrays of numpy before it writes, and arrays of JAX not
@@ -214,6 +211,12 @@ def to_model_folder(folder: pathlib.Path, model: Model, name: str) -> None:
     if model.originals:
         (folder / ORIGINALS).mkdir()
         copy_riders(model.originals, folder / ORIGINALS, RIDING_FILES)
+
+
+def names_of_dtypes(model: Model) -> dict[str, str]:
+    """Hugging Face's name of each tensor -> dtype; no reference to the weights is left behind."""
+    state = HuggingFaceState(model.params, model.config)
+    return {name: state.dtype(name).name for name in state}
 
 
 class NoTokenizer:

@@ -90,12 +90,12 @@ def test_metadata_and_tokenizer_come_back(tmp_path):
 
 @pytest.fixture(scope="module")
 def llama_cpp():
-    """Function (path, prompts) -> float [prompt, V]: log-probabilities after each, with nothing rounded on the way."""
+    """Function (path, prompts, V) -> float [prompt, V]: log-probabilities after each; the cache is not rounded."""
     library = pytest.importorskip("xllamacpp", reason="needs the package xllamacpp (llama.cpp)")
 
-    def run(path, prompts, width):
+    def run(path, prompts, width, likeliest=None):
         params = library.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(path), 256, 1, False
+        params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(path), 512, 1, False
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         params.cache_type_k = params.cache_type_v = library.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -103,8 +103,9 @@ def llama_cpp():
         out = np.full((len(prompts), width), np.nan)
         for row, prompt in zip(out, prompts, strict=True):
             # The bias forces a token that is whole text; the log-probabilities are those before it.
-            answer = server.handle_completions({"prompt": prompt, "n_predict": 1, "n_probs": width, "temperature": 0.0,
-                                                "ignore_eos": True, "logit_bias": [[97, 1000.0]]})
+            answer = server.handle_completions({
+                "prompt": prompt, "n_predict": 1, "n_probs": likeliest or width, "temperature": 0.0, "ignore_eos": True,
+                "logit_bias": [["a", 1000.0]]})
             answer = json.loads(answer) if isinstance(answer, (str, bytes)) else answer
             for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
                 row[entry["id"]] = entry["logprob"]
@@ -146,10 +147,38 @@ def test_smollm2_knows_english_and_the_capital_of_france(smollm2, real_data):
     logp = jax.nn.log_softmax(run(params, config, tokens[None]))[0]
     nll = -np.asarray(logp)[np.arange(1023), tokens[1:]].mean()
     assert abs(nll - 2.5436) < 2e-4, nll
-    prompt = np.zeros((1, 1024), np.int32)
-    ids = tokenizer.encode("The capital of France is")
-    prompt[0, :len(ids)] = ids
-    assert tokenizer.decode([int(run(params, config, prompt)[0, len(ids) - 1].argmax())]) == " Paris"
+    prompt = np.array([tokenizer.encode("The capital of France is")], np.int32)
+    assert tokenizer.decode([int(run(params, config, prompt)[0, -1].argmax())]) == " Paris"
+
+
+def test_llama_cpp_runs_the_real_model(smollm2, real_data, llama_cpp, tmp_path):
+    """Per scheme: log-probabilities of the 200 likeliest tokens, llama.cpp against ours on the file's numbers.
+
+    llama.cpp rounds activations to float16 before F16 matrices, and to int8 before quantised ones. The control of that
+    is the F16 file's numbers once more, as F32: there the two agree as for F32.
+    """
+    params, config, tokenizer = smollm2
+    text = lzma.open(real_data("text/wikitext2_valid.txt.xz")).read().decode()[:20_000]
+    tokens, prefixes = tokenizer.encode(text)[:64], (4, 16, 64)
+    run = jax.jit(forward, static_argnums=1)
+    named = tokenizer_to_gguf(tokenizer, config.vocab_size, tokenizer.chat_template)
+    path = tmp_path / "model.gguf"
+    worst, values = {}, {"F32": params}
+    for scheme in ("F32", "F16", "F16 as F32", "Q8_0", "Q4_0"):
+        write_gguf(path, values.get(scheme, params), config, named, scheme=scheme.split()[-1])
+        back, _ = read_gguf(path)
+        if scheme == "F16":
+            values["F16 as F32"] = back
+        ours = np.asarray(jax.nn.log_softmax(run(back, config, np.array(tokens, np.int32)[None])))[0]
+        nll = -ours[np.arange(63), tokens[1:]].mean()
+        theirs = llama_cpp(path, [tokens[:n] for n in prefixes], config.vocab_size, 200)
+        difference = np.abs(theirs - ours[[n - 1 for n in prefixes]])
+        worst[scheme] = np.nanmax(difference)
+        print(f"SmolLM2-135M {scheme}: {path.stat().st_size / 1e6:.1f} MB, NLL of 63 tokens {nll:.4f} (ours, on the "
+              f"file's numbers), llama.cpp differs by at most {worst[scheme]:.1e}, {np.nanmean(difference):.1e} on "
+              f"average")
+        path.unlink()
+    assert worst["F32"] < 1e-3 and worst["F16 as F32"] < 1e-3 and worst["F16"] < 0.05 and worst["Q8_0"] < 2
 
 
 # What is wrong is refused
