@@ -53,8 +53,8 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 def check(config: ConfigDict) -> None:
     """Refuses what would fail only after the model was loaded."""
-    for key, least in (("slots", 1), ("queue", 0), ("capacity", 0), ("chunk", 1), ("max_tokens", 0), ("max_samples", 1),
-                       ("max_prompts", 1), ("max_body_mib", 1), ("grace_seconds", 0), ("port", 0)):
+    for key, least in (("slots", 1), ("queue", 0), ("capacity", 0), ("chunk", 1), ("together", 1), ("max_tokens", 0),
+                       ("max_samples", 1), ("max_prompts", 1), ("max_body_mib", 1), ("grace_seconds", 0), ("port", 0)):
         if config[key] < least:
             raise ValueError(f"config.{key} is {config[key]}; it must be at least {least}")
     for key, choices in (("weights", WEIGHTS), ("cache_dtype", CACHES)):
@@ -69,6 +69,7 @@ def build(config: ConfigDict):
     """Loads, compiles and wires everything; returns the `Server`, whose worker runs already."""
     try:
         from jaxllm.serve.api import create_app
+        from jaxllm.serve.errors import ApiError
         from jaxllm.serve.served import Limits, Served
         from jaxllm.serve.server import Server
         from jaxllm.serve.worker import Worker
@@ -83,7 +84,8 @@ def build(config: ConfigDict):
     # One copy of the weights is held: what is looked into is what answers.
     params = _timed(f"weights in {config.weights}", functools.partial(to_serve, params, model, config))
     engine = Engine(params, model, slots=config.slots, capacity=capacity, chunk=config.chunk,
-                    execution=Execution(dtype=config.dtype), cache_dtype=config.cache_dtype or None,
+                    together=config.together, execution=Execution(dtype=config.dtype),
+                    cache_dtype=config.cache_dtype or None,
                     valid_vocab=min(tokenizer.vocab_size, model.vocab_size))
     _timed("compiling", engine.warm_up)
     worker = Worker(engine, slots=config.slots, queue=config.queue)
@@ -91,8 +93,8 @@ def build(config: ConfigDict):
                     begin_tokens=begin_tokens(config.begin, tokenizer))
     try:
         _timed("grammars", served.grammars)
-    except (ValueError, ImportError) as error:  # a model that only continues text has none to make
-        print(f"  no grammars: {error}", flush=True)
+    except (ValueError, ImportError, ApiError) as error:  # a model that only continues text has none to make
+        print(f"none: {getattr(error, 'detail', error)}", flush=True)
     worker.start()
     app = create_app(served, api_key=os.environ.get(config.api_key_env) or None, hosts=hosts(config),
                      cors_origins=tuple(config.cors_origins))

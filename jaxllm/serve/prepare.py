@@ -73,7 +73,7 @@ def prepare_chat(served: Served, asked: ChatCompletionRequest) -> Prepared:
         prompt = chat.render(messages, served.tokenizer, tools=[tool.model_dump(exclude_none=True) for tool in offered]
                              or None, add_generation_prompt=True).ids
         stop_tokens = chat.end_of_turn(served.tokenizer)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # the latter where a template's Jinja is not installed
         raise ApiError(400, str(error), param="messages") from error
     constraint, forced = _constraint(served, asked, offered, style), _must_call(asked)
     if forced:

@@ -1,5 +1,6 @@
 """`python -m experiments.serve`: every key is checked or reaches the server, and a signal ends it."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -11,6 +12,8 @@ import jax
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
+
+from fastapi.testclient import TestClient  # noqa: E402
 
 from configs import serve as config_file  # noqa: E402
 from experiments import serve as experiment  # noqa: E402
@@ -58,11 +61,11 @@ def test_a_built_server_answers_by_its_config_and_ends_at_a_signal(monkeypatch, 
     server = experiment.build(config_of(api_key_env="A_KEY", max_tokens=9, queue=3, max_samples=2, max_body_mib=1,
                                         hosts=("Box.example",), weights="int8", cache_dtype="int8", max_prompts=5,
                                         cors_origins=("https://a.example",), model_id="small", begin="",
-                                        slots=5, dtype="bfloat16"))
+                                        slots=5, together=2, dtype="bfloat16"))
     served = server.served
     assert (served.limits.capacity, served.limits.max_tokens, served.limits.max_samples, served.limits.max_prompts,
             served.limits.max_body_bytes) == (1024, 9, 2, 5, 2**20)
-    assert Recorded.made == dict(slots=5, capacity=1024, chunk=32, execution=Execution(dtype="bfloat16"),
+    assert Recorded.made == dict(slots=5, capacity=1024, chunk=32, together=2, execution=Execution(dtype="bfloat16"),
                                  cache_dtype="int8", valid_vocab=275, warm=True)
     assert served.worker.most_open == 5 + 3 and served.begin_tokens == () and has_overlays(served.params)
     thread = threading.Thread(target=server.run)
@@ -108,6 +111,21 @@ def test_a_taken_port_is_refused_before_the_model_is_loaded(monkeypatch):
         taken.listen()
         with pytest.raises(OSError, match="cannot be listened on .*; choose another --config.port"):
             experiment.build(config_of(port=taken.getsockname()[1]))
+
+
+def test_without_a_chat_template_it_serves_completions_alone(monkeypatch, model, capsys):
+    params, config, tokenizer = model
+    bare = dataclasses.replace(tokenizer, chat_template=None)
+    monkeypatch.setattr(experiment, "load_model", lambda folder: (params, config, bare))
+    monkeypatch.setattr(experiment, "Engine", Recorded)
+    server = experiment.build(config_of())
+    assert "grammars ... none: the tokenizer" in capsys.readouterr().out
+    client = TestClient(server.config.app, base_url="http://127.0.0.1")
+    assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 200
+    for changes in ({}, {"response_format": {"type": "json_object"}}):
+        refused = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "a"}], **changes})
+        assert refused.status_code == 400 and "has no chat template" in refused.text
+    server.served.worker.stop()
 
 
 def test_begin_and_names(model):
