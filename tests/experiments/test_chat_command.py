@@ -58,6 +58,22 @@ def test_commands(monkeypatch, capsys, tmp_path):
     assert [message["content"] for message in saved(end)[0] if message["role"] != "assistant"] == ["a mat"]
 
 
+def test_every_setting_changes_the_reply(monkeypatch, capsys):
+    changes = {"system": "Short.", "template": "chatml", "max_tokens": 3, "temperature": 0.0, "top_k": 1, "top_p": 0.01,
+               "min_p": 0.99, "repetition_penalty": 0.01, "seed": 5}
+    others = {"model", "save", "capacity", "dtype"}
+    assert set(changes) | others == set(config_file.get_config())
+    line = "the cat sat upon the mat\n"
+    base = run(monkeypatch, capsys, line, max_tokens=24)
+    for key, value in changes.items():
+        assert run(monkeypatch, capsys, line, **{"max_tokens": 24, key: value}) != base, key
+    assert run(monkeypatch, capsys, line, max_tokens=24) == base
+    made = []
+    monkeypatch.setattr(experiment, "Engine", lambda params, model, **settings: made.append(settings))
+    run(monkeypatch, capsys, "", capacity=32, dtype="bfloat16")
+    assert made[0]["capacity"] == 32 and made[0]["execution"].dtype == "bfloat16"
+
+
 def test_ctrl_c_ends_a_reply_and_no_more(monkeypatch, capsys, tmp_path):
     whole, file = tmp_path / "whole.jsonl", tmp_path / "talk.jsonl"
     run(monkeypatch, capsys, "the cat\n", save=str(whole))
