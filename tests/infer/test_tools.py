@@ -28,7 +28,9 @@ TOKENIZER = train_tokenizer(["search and calculator, tools of a page", '{"name":
                             256 + len(ALL_TOKENS) + 24,
                             special_tokens=tuple(ALL_TOKENS))
 QUESTION = [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "What is 2+3? <|im_end|>"}]
-FORMATS_WITH_CALLS = ("im_sep", "chatml", "llama3")
+JINJA = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}{% for c in m.tool_calls or [] %}\n"
+         "<tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
 def assistant(content=None, *calls):
@@ -70,7 +72,7 @@ def converse(template, *replies, tools=None, **settings):
     return run_with_tools(script, [QUESTION], tools, TOKENIZER, template=template, **settings)[0], script
 
 
-@pytest.mark.parametrize("template", FORMATS_WITH_CALLS)
+@pytest.mark.parametrize("template", ["im_sep", "chatml", "llama3", JINJA], ids=["im_sep", "chatml", "llama3", "jinja"])
 def test_the_tokens_are_those_of_rendering_the_messages(template):
     last = assistant("It is 5, or 5.5 <|tool_end|>.")
     calls = [assistant(None, ADD), assistant(None, ("calculator", {"expression": "2+3.5"}))]
@@ -119,6 +121,12 @@ def test_a_call_that_cannot_be_read_is_answered_too(template, inside):
         special["<|tool_call|>"], *TOKENIZER.encode(inside), special["<|tool_end|>"]]
     made, _ = converse(template, [*middle, special["<|im_end|>"]], assistant("5"), max_tokens=10_000)
     assert made.messages[3]["content"].startswith("error: the call could not be read") and made.finish == "stop"
+
+
+def test_a_template_that_writes_the_past_anew_ends_the_conversation():
+    counting = JINJA.replace("{{ m.role }}", "{{ m.role }} {{ loop.index }} of {{ loop.length }}")
+    made, _ = converse(counting, written(assistant(None, ADD), "chatml"))
+    assert made.finish == "template" and made.messages[-1]["tool_calls"] and not made.exact
 
 
 def test_only_special_tokens_make_a_call():
@@ -183,10 +191,14 @@ def test_the_engine_and_rounds_of_it_give_the_same():
         assert made.messages[0] == prompt[0]
         assert all((p < 0) == mine for p, mine in zip(made.logp, made.mask, strict=True))
     assert len({tuple(made.ids[-5:]) for made in overlapped}) > 1
-    with pytest.raises(ZeroDivisionError):
-        broken = Script("im_sep")
-        broken.__class__ = type("Broken", (Script,), {"__call__": lambda self, requests: 1 / 0})
-        run_with_tools(broken, prompts, [say], TOKENIZER, **options)
+
+    def interrupt():
+        raise KeyboardInterrupt  # what no tool can turn into text
+
+    stopped = Tool("say", "Says.", {"type": "object"}, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_with_tools(Parrot(), prompts, [stopped], TOKENIZER, **options)
+    assert run_with_tools(Parrot(), prompts[:2], [say], TOKENIZER, **options) == overlapped[:2]
 
 
 class Held:
