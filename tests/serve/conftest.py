@@ -8,18 +8,10 @@ import time
 import jax
 import pytest
 
-pytest.importorskip("fastapi", reason="needs the extra `serve`")
-pytest.importorskip("uvicorn", reason="needs the extra `serve`")
-pytest.importorskip("llguidance", reason="needs the extra `serve`")
-
-from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer  # noqa: E402
-from jaxllm.infer.engine import Engine  # noqa: E402
-from jaxllm.model.config import preset  # noqa: E402
-from jaxllm.model.params import init  # noqa: E402
-from jaxllm.serve.api import create_app  # noqa: E402
-from jaxllm.serve.served import Limits, Served  # noqa: E402
-from jaxllm.serve.server import Server  # noqa: E402
-from jaxllm.serve.worker import Worker  # noqa: E402
+from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from jaxllm.infer.engine import Engine
+from jaxllm.model.config import preset
+from jaxllm.model.params import init
 
 TOKENIZER = dataclasses.replace(
     train_tokenizer(["the old cat sat upon the mat and the rat ran. " * 20], 256 + 12 + len(SPECIAL_TOKENS)),
@@ -37,6 +29,12 @@ def model():
 @pytest.fixture(scope="session")
 def serving(model):
     """Returns a context manager `serving(slots, queue, ...)` that yields a running `Server`."""
+    pytest.importorskip("fastapi", reason="needs the extra `serve`")
+    from jaxllm.serve.api import create_app
+    from jaxllm.serve.served import Limits, Served
+    from jaxllm.serve.server import Server
+    from jaxllm.serve.worker import Worker
+
     params, config, tokenizer = model
     engines = []
 

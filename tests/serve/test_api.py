@@ -3,10 +3,12 @@
 import json
 import math
 
-import httpx
 import numpy as np
 import pytest
 
+pytest.importorskip("fastapi", reason="needs the extra `serve`")
+pytest.importorskip("llguidance", reason="needs the extra `serve`")
+httpx = pytest.importorskip("httpx", reason="needs the package httpx")
 openai = pytest.importorskip("openai", reason="needs the package openai")
 
 USER = [{"role": "user", "content": "the cat"}]

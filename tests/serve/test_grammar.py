@@ -7,6 +7,7 @@ import pytest
 
 from jaxllm.data.chat import end_of_turn
 
+pytest.importorskip("fastapi", reason="needs the extra `serve`")
 pytest.importorskip("llguidance", reason="needs the extra `serve`")
 jsonschema = pytest.importorskip("jsonschema", reason="needs the package jsonschema")
 

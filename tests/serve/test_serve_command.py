@@ -7,11 +7,12 @@ import socket
 import threading
 import time
 
-import httpx
 import jax
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
+pytest.importorskip("llguidance", reason="needs the extra `serve`")
+httpx = pytest.importorskip("httpx", reason="needs the package httpx")
 
 from fastapi.testclient import TestClient  # noqa: E402
 

@@ -6,10 +6,12 @@ import gc
 import json
 import time
 
-import httpx
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
+pytest.importorskip("llguidance", reason="needs the extra `serve`")
+httpx = pytest.importorskip("httpx", reason="needs the package httpx")
+
 from jaxllm.serve.run import Run  # noqa: E402
 from jaxllm.serve.schema import _UNSUPPORTED  # noqa: E402
 from jaxllm.serve.worker import Job  # noqa: E402
