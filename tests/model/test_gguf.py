@@ -6,6 +6,7 @@ import lzma
 import os
 import struct
 import tracemalloc
+import urllib.request
 
 import hypothesis
 import jax
@@ -16,6 +17,7 @@ from test_hub import FAMILIES, mutations, weights
 
 from jaxllm.data.tokenizer import train_tokenizer
 from jaxllm.data.tokenizer_gguf import tokenizer_from_gguf, tokenizer_to_gguf
+from jaxllm.data.tokenizer_split import PATTERNS
 from jaxllm.model.config import RopeScaling
 from jaxllm.model.gguf_file import TYPES, read_gguf_file, type_number
 from jaxllm.model.gguf_names import config_from_metadata, rope_factors_of
@@ -88,33 +90,53 @@ def test_metadata_and_tokenizer_come_back(tmp_path):
 
 # llama.cpp
 
-@pytest.fixture(scope="module")
-def llama_cpp():
-    """Function (path, prompts, V) -> float [prompt, V]: log-probabilities after each; the cache is not rounded."""
+def serve(path):
+    """llama.cpp in this process, on one thread, with a cache that is not rounded."""
     library = pytest.importorskip("xllamacpp", reason="needs the package xllamacpp (llama.cpp)")
+    params = library.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(path), 512, 1, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cache_type_k = params.cache_type_v = library.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return library.Server(params)
 
-    def run(path, prompts, width, likeliest=None):
-        params = library.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(path), 512, 1, False
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        params.cache_type_k = params.cache_type_v = library.ggml_type.GGML_TYPE_F32
-        params.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        server = library.Server(params)
-        out = np.full((len(prompts), width), np.nan)
-        for row, prompt in zip(out, prompts, strict=True):
-            # The bias forces a token that is whole text; the log-probabilities are those before it.
-            answer = server.handle_completions({
-                "prompt": prompt, "n_predict": 1, "n_probs": likeliest or width, "temperature": 0.0, "ignore_eos": True,
-                "logit_bias": [["a", 1000.0]]})
-            answer = json.loads(answer) if isinstance(answer, (str, bytes)) else answer
-            for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
-                row[entry["id"]] = entry["logprob"]
-        return out
-    return run
+
+def llama_cpp(path, prompts, width, likeliest=None):
+    """float [prompt, V]: llama.cpp's log-probabilities after each prompt, NaN beyond the `likeliest`."""
+    server, out = serve(path), np.full((len(prompts), width), np.nan)
+    for row, prompt in zip(out, prompts, strict=True):
+        # The bias forces a token that is whole text; the log-probabilities are those before it.
+        answer = server.handle_completions({
+            "prompt": prompt, "n_predict": 1, "n_probs": likeliest or width, "temperature": 0.0, "ignore_eos": True,
+            "logit_bias": [["a", 1000.0]]})
+        answer = json.loads(answer) if isinstance(answer, (str, bytes)) else answer
+        for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            row[entry["id"]] = entry["logprob"]
+    return out
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_llama_cpp_cuts_text_as_we_do(tmp_path, pattern):
+    text = ("It's 12345 cats' mats, I'LL x=1;\n\n  def f(x):\n\treturn \u00fcber \u0441\u043b\u043e\u0432\u043e  "
+            "HTTPServer 99 !! (\n x")
+    tokenizer = train_tokenizer([text * 3, "the cats' mats, 12345 12345 "], 310, pattern)
+    config = dataclasses.replace(CONFIGS["qwen2"], vocab_size=320)
+    write_gguf(tmp_path / "a.gguf", weights(config), config, tokenizer_to_gguf(tokenizer, 320, "{{ 1 + 1 }}"))
+    server = serve(tmp_path / "a.gguf")
+
+    def ask(path, **content):
+        request = urllib.request.Request(f"{server.listening_address}/{path}", json.dumps(content).encode(),
+                                         {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.load(answer)
+
+    for piece in [text, *text.split("\n"), "12345678", "a  1  2"]:
+        assert ask("tokenize", content=piece)["tokens"] == tokenizer.encode(piece), piece
+    assert ask("apply-template", messages=[{"role": "user", "content": "x"}])["prompt"] == "2"
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_llama_cpp_agrees(tmp_path, llama_cpp, kind):
+def test_llama_cpp_agrees(tmp_path, kind):
     """Prompts of 1, 12 and 40 tokens, over the window and the original context. Its GELU is a table in float16."""
     config, params = CONFIGS[kind], weights(CONFIGS[kind])
     tokens = np.random.default_rng(1).integers(0, 283, 40)
@@ -146,12 +168,13 @@ def test_smollm2_knows_english_and_the_capital_of_france(smollm2, real_data):
     run = jax.jit(forward, static_argnums=1)
     logp = jax.nn.log_softmax(run(params, config, tokens[None]))[0]
     nll = -np.asarray(logp)[np.arange(1023), tokens[1:]].mean()
+    print(f"SmolLM2-135M: mean NLL {nll:.4f} nats on the first 1,024 tokens of WikiText-2 valid")
     assert abs(nll - 2.5436) < 2e-4, nll
     prompt = np.array([tokenizer.encode("The capital of France is")], np.int32)
     assert tokenizer.decode([int(run(params, config, prompt)[0, -1].argmax())]) == " Paris"
 
 
-def test_llama_cpp_runs_the_real_model(smollm2, real_data, llama_cpp, tmp_path):
+def test_llama_cpp_runs_the_real_model(smollm2, real_data, tmp_path):
     """Per scheme: log-probabilities of the 200 likeliest tokens, llama.cpp against ours on the file's numbers.
 
     llama.cpp rounds activations to float16 before F16 matrices, and to int8 before quantised ones. The control of that
