@@ -82,6 +82,13 @@ def main(config: ConfigDict, workdir: str) -> None:
       FileExistsError: when there is something at the target.
     """
     source, target, kind, to = check(config)
+    try:
+        convert(config, source, target, kind, to)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+
+
+def convert(config: ConfigDict, source: pathlib.Path, target: pathlib.Path, kind: str, to: str) -> None:
     dtype = DTYPES.get(config.dtype)
     model = {"hugging_face": from_hugging_face_folder, "gguf": from_gguf_file, "jaxllm": from_model_folder}[kind](
         source, dtype)

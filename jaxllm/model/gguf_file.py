@@ -75,7 +75,8 @@ def import_quants() -> Any:
     try:
         from gguf import quants
     except ImportError as error:
-        raise ImportError("quantised GGUF tensors need the package gguf: pip install -e '.[gguf]'") from error
+        raise ImportError("writing a GGUF, or reading a quantised one, needs the package gguf: pip install -e '.[gguf]'"
+                          ) from error
     return quants
 
 

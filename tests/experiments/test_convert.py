@@ -1,6 +1,7 @@
 """The command: every way between the formats, what rides along, and what is never overwritten."""
 
 import json
+import sys
 
 import jax
 import ml_dtypes
@@ -16,7 +17,7 @@ from jaxllm.model.convert import to_hugging_face
 from jaxllm.model.gguf_file import read_gguf_file
 from jaxllm.model.hub import find_tensors, read_hugging_face, write_hugging_face
 from jaxllm.model.params import init
-from jaxllm.train.checkpoint import load_model
+from jaxllm.train.checkpoint import load_model, save_model
 
 TOKENIZER = train_tokenizer(["the old cat sat upon the mat and the rat ran. " * 20], 256 + 12 + len(SPECIAL_TOKENS))
 CONFIG = preset("nano", vocab_size=288, tied_embedding=False)
@@ -91,6 +92,12 @@ def test_gguf_both_ways_and_dtypes(tmp_path):
     assert {tensor.type for tensor in read_gguf_file(again).tensors.values()} == {"F32", "Q8_0"}
 
 
+def test_without_the_package_gguf_there_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ValueError, match=r"needs the package gguf: pip install -e '.\[gguf\]'"):
+        run(published(tmp_path / "theirs"), tmp_path / "a.gguf")
+
+
 def test_weights_come_through_without_a_tokenizer_that_is_read_here(tmp_path, capsys):
     """SentencePiece, as in Gemma and Llama-2: its files ride along and come back out."""
     source = published(tmp_path / "theirs")
@@ -159,7 +166,6 @@ def test_bad_settings_are_refused_before_anything_is_read(tmp_path, monkeypatch,
 
 def test_a_model_folder_of_ours_becomes_what_transformers_reads(tmp_path):
     """A model trained here has no chat template and stops at the end of a document."""
-    from jaxllm.train.checkpoint import save_model
     params = init(CONFIG, jax.random.key(1))
     (tmp_path / "run").mkdir()
     save_model(tmp_path / "run" / "model", params, CONFIG, TOKENIZER)
