@@ -55,11 +55,7 @@ def write_gguf(path: str | os.PathLike, params: Params, config: ModelConfig, tok
       FileExistsError: when there is such a file.
       ImportError: without the package `gguf`.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"the GGUF scheme {scheme!r} is unknown; choose one of {', '.join(SCHEMES)}")
-    if os.path.exists(path):
-        raise FileExistsError(f"{os.fspath(path)} is there already; choose another name or remove it first")
-    import_quants()
+    _check(path, scheme)
     from gguf import GGUFWriter
     kind = family(config)
     metadata = config_to_metadata(config) | dict(tokenizer)
@@ -76,9 +72,8 @@ def write_gguf(path: str | os.PathLike, params: Params, config: ModelConfig, tok
             writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
         for key in state:
             _add_tensor(writer, gguf_name(key, kind), gguf_shape(key, state.shapes[key], kind), types[key])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
+            write()
         if factors is not None:
             writer.write_tensor_data(factors)
         for key in state:
@@ -92,6 +87,14 @@ def write_gguf(path: str | os.PathLike, params: Params, config: ModelConfig, tok
         writer.close()
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _check(path: str | os.PathLike, scheme: str) -> None:
+    if scheme not in SCHEMES:
+        raise ValueError(f"the GGUF scheme {scheme!r} is unknown; choose one of {', '.join(SCHEMES)}")
+    if os.path.exists(path):
+        raise FileExistsError(f"{os.fspath(path)} is there already; choose another name or remove it first")
+    import_quants()
 
 
 def _type(name: str, shape: tuple[int, ...], scheme: str) -> str:
