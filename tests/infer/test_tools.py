@@ -123,6 +123,16 @@ def test_a_call_that_cannot_be_read_is_answered_too(template, inside):
     assert made.messages[3]["content"].startswith("error: the call could not be read") and made.finish == "stop"
 
 
+def test_no_depth_of_a_call_gets_through():
+    """Between what json reads and what it writes again lies the interpreter's own limit."""
+    for depth in range(200, 1000, 20):
+        text = '{"name": "a", "arguments": {"b": ' + "[" * depth + "]" * depth + "}}"
+        ids = [TOKENIZER.special_tokens["<|tool_call|>"], *TOKENIZER.encode(text),
+               TOKENIZER.special_tokens["<|tool_end|>"]]
+        message, unreadable = read_reply(ids, TOKENIZER, "im_sep")
+        assert unreadable and "tool_calls" not in message
+
+
 def test_a_template_that_writes_the_past_anew_ends_the_conversation():
     counting = JINJA.replace("{{ m.role }}", "{{ m.role }} {{ loop.index }} of {{ loop.length }}")
     made, _ = converse(counting, written(assistant(None, ADD), "chatml"))
@@ -192,13 +202,17 @@ def test_the_engine_and_rounds_of_it_give_the_same():
         assert all((p < 0) == mine for p, mine in zip(made.logp, made.mask, strict=True))
     assert len({tuple(made.ids[-5:]) for made in overlapped}) > 1
 
+    options["max_calls"], same = 3, prompts[:1] * 3
+    again = run_with_tools(Parrot(), same, [say], TOKENIZER, samples=[1, 0, 1], **options)
+    assert again[0] == again[2] != again[1] and again[1].ids == overlapped[0].ids
+
     def interrupt():
         raise KeyboardInterrupt  # what no tool can turn into text
 
     stopped = Tool("say", "Says.", {"type": "object"}, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_with_tools(Parrot(), prompts, [stopped], TOKENIZER, **options)
-    assert run_with_tools(Parrot(), prompts[:2], [say], TOKENIZER, **options) == overlapped[:2]
+    assert run_with_tools(Parrot(), same[:1], [say], TOKENIZER, samples=[1], **options) == again[:1]
 
 
 class Held:
