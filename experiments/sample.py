@@ -43,7 +43,7 @@ def main(config: ConfigDict, workdir: str) -> None:
         key=config.seed, max_tokens=config.max_tokens, settings=settings,
         stop_tokens=stop_tokens(config.stop, tokenizer), execution=Execution(dtype=config.dtype),
         valid_vocab=min(tokenizer.vocab_size, model.vocab_size))
-    ids = [[tokenizer.end_of_text, *tokenizer.encode(prompt)] for prompt in prompts]
+    ids = [[tokenizer.begin_of_text, *tokenizer.encode(prompt)] for prompt in prompts]
     check_prompts(ids, model, config.max_tokens)
     params = unstack_blocks(params)
     if config.stream:

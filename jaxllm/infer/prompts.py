@@ -21,7 +21,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], config: ModelConfig,
         raise ValueError("there are no prompts; give at least one")
     for i, prompt in enumerate(prompts):
         if not len(prompt):
-            raise ValueError(f"prompt {i} is empty; begin it with the tokenizer's end_of_text, "
+            raise ValueError(f"prompt {i} is empty; begin it with the tokenizer's begin_of_text, "
                              f"which is what stands before a document")
         if len(prompt) + max_tokens > config.max_positions:
             raise ValueError(f"prompt {i} has {len(prompt)} tokens; with max_tokens={max_tokens} "

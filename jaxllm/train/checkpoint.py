@@ -159,8 +159,10 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Tok
             save_config(config, temporary / "config.json")
             tokenizer.save(temporary / "tokenizer")
         multihost_utils.sync_global_devices("model folder begun")
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / "params", params)
+        largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+        # orbax's buffers hold one leaf at a time, not a second copy of the model.
+        with ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(save_concurrent_gb=largest / 1e9)) as checkpointer:
+            checkpointer.save(temporary / "params", args=ocp.args.StandardSave(params))
     except Exception as error:
         if first:
             shutil.rmtree(temporary, ignore_errors=True)
