@@ -48,13 +48,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.generate.prompt = 32
     config.generate.new = 32
     # Schemes of our weights, with activations in float32 (bfloat16 is bfloat16 throughout).
-    config.generate.ours = ("float32", "int8_dynamic")
-    # dtypes of transformers' model.
-    config.generate.transformers = ("float32", "bfloat16")
+    config.generate.ours = ("float32", "int8", "int8_dynamic")
+    # dtypes of transformers' model; "bfloat16" is slower on a processor without units for it.
+    config.generate.transformers = ("float32",)
     # Kinds of GGUF that llama.cpp runs, where the packages xllamacpp and gguf are installed.
     config.generate.llama_cpp = ("F16", "Q8_0")
     # As config.finalists and config.rounds; `together` as in `case` below.
-    config.generate.finalists = 2
+    config.generate.finalists = 3
     config.generate.rounds = 3
     config.generate.together = True
 

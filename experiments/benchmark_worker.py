@@ -13,6 +13,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -34,10 +35,12 @@ class Worker:
     """
 
     def __init__(self, function: str, spec: dict[str, Any], environment: dict[str, str] | None = None) -> None:
+        # A file, for nobody reads it while the process runs, and a pipe that is full would hold the process up.
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", __spec__.name, function, json.dumps(spec)], cwd=ROOT, text=True,
             env={**os.environ, **(environment or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE)
+            stderr=self._errors)
         self.about: dict[str, Any] = self._answer()
 
     def run(self, count: int) -> float:
@@ -48,6 +51,7 @@ class Worker:
     def close(self) -> None:
         """Ends the process."""
         self._process.communicate()
+        self._errors.close()
 
     @classmethod
     def answer_of(cls, function: str, spec: dict[str, Any], environment: dict[str, str] | None = None
@@ -61,7 +65,10 @@ class Worker:
         for line in self._process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        lines = self._process.communicate()[1].strip().splitlines()
+        self._process.communicate()
+        with self._errors as file:
+            file.seek(0)
+            lines = file.read().strip().splitlines()
         raise ChildProcessError(lines[-1] if lines else f"it ended with code {self._process.returncode}")
 
 

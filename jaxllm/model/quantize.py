@@ -37,7 +37,8 @@ def quantize(params: Params, config: ModelConfig, scheme: str, *, group: int = G
       params: as `init` returns them, blocks stacked or a tuple of layers, in any float dtype.
       config: the architecture.
       scheme: "bfloat16" (every leaf cast), "int8" (a scale per output), "int8_dynamic" (the same, and products round
-        the activations to 8 bits as well) or "int4" (a scale per output and `group` inputs).
+        the activations to 8 bits as well) or "int4" (a scale per output and `group` inputs; the
+        embedding and the head, where 4 bits cost most, in int8).
       group: inputs that share an int4 scale, even; must divide D, N H and F.
 
     Returns:
@@ -64,8 +65,10 @@ def quantize(params: Params, config: ModelConfig, scheme: str, *, group: int = G
     if group < 2 or group % 2:
         raise ValueError(f"a group of {group} inputs cannot be packed; choose an even number")
 
-    def pack(leaf: Leaf, array: jax.Array, name: str) -> Int4:
+    def pack(leaf: Leaf, array: jax.Array, name: str) -> Int4 | Int8:
         rows = _rows(leaf, array, name)
+        if not name.startswith("blocks/"):
+            return int8_rows(rows)
         if rows.shape[-1] % group:
             raise ValueError(f"{name} has {rows.shape[-1]} inputs, which groups of {group} do not divide; choose "
                              f"another group")
@@ -172,7 +175,7 @@ def quantized_specs(config: ModelConfig, scheme: str, mesh_axes: tuple[str, ...]
 
         def spec(*axes: str | None) -> PartitionSpec:
             return partition_spec(axes, mesh_axes)
-        kind = {"int8": Int8, "int8_dynamic": Int8Dynamic}.get(scheme)
+        kind = {"int8": Int8, "int8_dynamic": Int8Dynamic}.get(scheme) or (None if name.startswith("blocks/") else Int8)
         specs[name] = (kind(spec(*out, leaf.axes[first]), spec(*out)) if kind else
                        Int4(spec(*out, leaf.axes[first], None), spec(*out, leaf.axes[first])))
     return traverse_util.unflatten_dict(specs, sep="/")

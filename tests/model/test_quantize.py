@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxllm.model import quantize as quantize_module
 from jaxllm.model.cache import empty_cache
 from jaxllm.model.config import Execution, preset
-from jaxllm.model.overlay import Int8Dynamic, Overlay, Panels, int4_rows, int8_rows
+from jaxllm.model.overlay import Int8Dynamic, Overlay, Panels, contract, int4_rows, int8_rows
 from jaxllm.model.params import abstract_params, init, partition_specs, unstack_blocks
 from jaxllm.model.quantize import prepare_for_decoding, quantize, quantized_specs, tree_bytes
 from jaxllm.model.transformer import decode, forward, head_matrix, logits
@@ -82,7 +82,7 @@ def test_a_quantised_model_computes_with_the_weights_it_stands_for(config, schem
     plain = stood_for(tree, params)
     assert jax.tree.structure(plain) == jax.tree.structure(params)
     expected = run(plain, config, TOKENS)
-    close = functools.partial(np.testing.assert_allclose, desired=expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    close = functools.partial(np.testing.assert_allclose, desired=expected, rtol=0, atol=3e-4 * np.abs(expected).max())
     close(run(tree, config, TOKENS))
     layers = unstack_blocks(tree)
     close(run(layers, config, TOKENS))
@@ -96,12 +96,17 @@ def test_a_quantised_model_computes_with_the_weights_it_stands_for(config, schem
 
 
 def test_bytes_and_what_is_left_alone():
-    """A scale of four bytes per output of int8, per group of 32 of int4; norms, biases and positions in float32."""
-    params, matrices = parameters(TIED), 256 * 32 + 2 * (4 * 32 * 32 + 2 * 32 * 96)
+    """A scale of four bytes per output of int8, per group of 32 of int4; norms, biases and positions in float32.
+
+    The embedding is in int8 in both.
+    """
+    params, table, blocks = parameters(TIED), 256 * 32, 2 * (4 * 32 * 32 + 2 * 32 * 96)
+    matrices = table + blocks
     whole = tree_bytes(params)
     outputs = 256 + 2 * (4 * 32 + 96 + 32)
     assert tree_bytes(quantized(TIED, "int8")) == whole - 4 * matrices + matrices + 4 * outputs
-    assert tree_bytes(quantized(TIED, "int4")) == whole - 4 * matrices + matrices // 2 + matrices // 32 * 4
+    assert tree_bytes(quantized(TIED, "int4")) == (
+        whole - 4 * matrices + blocks // 2 + blocks // 32 * 4 + table + 4 * 256)
     assert tree_bytes(quantize(params, TIED, "bfloat16")) == whole // 2
     for scheme in ("int8", "int4"):
         tree = quantized(TIED, scheme)
@@ -160,6 +165,16 @@ def test_dynamic_int8_multiplies_what_was_rounded(rows):
     expected = levels @ np.asarray(tree.values, np.float64).T * np.asarray(tree.scale) * np.abs(x).max(1)[:, None] / 127
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert 1e-3 < np.abs(found - x @ weight.T).mean() < 0.1
+    digits, cast = (jax.jit(lambda x, few=few: product(tree, x, few))(jnp.asarray(x, jnp.float32))
+                    for few in (True, False))
+    rest = np.abs(x).max(1)[:, None] / 127 / 508
+    assert np.all(np.abs(digits - cast) <= rest * np.abs(tree.rows(slice(None))).sum(1)[None] + 1e-5)
+    assert np.abs(digits - cast).max() < np.abs(found - cast).max() / 50
+
+
+def product(tree, x, few):
+    """What `Int8.product` is for few rows on a CPU, and otherwise."""
+    return tree.product_of_digits(x) if few else contract(x, tree.values) * tree.scale[None]
 
 
 def test_bfloat16_activations():
