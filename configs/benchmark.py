@@ -77,7 +77,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # A model folder with the weights, which is also asked how exact the log-probabilities are; "" draws them at random.
     config.engine.weights = ""
     config.engine.dtype = "float32"
-    config.engine.slots = (1, 16)
+    config.engine.slots = (1, 32)
     config.engine.capacity = 256
     config.engine.chunk = 64
     config.engine.requests = 64
