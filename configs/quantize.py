@@ -4,8 +4,8 @@
     python -m experiments.quantize --config.model=runs/smollm2 --config.text=wikitext2_valid.txt.xz
 
 Expected: the control row (float32 against itself, by another route) at 0.000% and gaps of float32's rounding; bfloat16
-and int8 within a few tenths of a percent of perplexity; int4 by plain rounding several percent, more for a small model;
-an int8 cache within a tenth. docs/quantize.md has the tables. About 10 minutes for 135M parameters on two CPU cores.
+and int8 within half a percent of perplexity, an int8 cache too; int8_dynamic some percent; int4 by plain rounding 5 to
+20, more for a small model. docs/quantize.md has the table. About 15 minutes for 135M parameters on two CPU cores.
 Written: quantize.md, quantize.json, report.html.
 """
 
@@ -21,8 +21,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.text = "world:1:tiny"
 
     # What is compared with float32: WEIGHTS or WEIGHTS/CACHE. Weights: float32, bfloat16, int8 (a scale per output),
-    # int4 (a scale per output and group). Cache: float32, bfloat16, int8 (a scale per position and head).
-    config.variants = ("bfloat16", "int8", "int4", "float32/int8", "int8/int8")
+    # int8_dynamic (activations in 8 bits too), int4 (a scale per output and group). Cache: float32, bfloat16, int8 (a
+    # scale per position and head).
+    config.variants = ("bfloat16", "int8", "int8_dynamic", "int4", "float32/int8", "int8/int8")
     # Inputs that share a scale in int4.
     config.group = 32
     # dtype of the activations: "float32" or "bfloat16".
