@@ -102,8 +102,8 @@ def check_request(request: Request, config: ModelConfig, capacity: int) -> Reque
     max_tokens, seed, sample, alternatives = (
         _integers([getattr(request, name)], name)[0] for name in ("max_tokens", "seed", "sample", "alternatives"))
     if not prompt:
-        raise ValueError("the prompt is empty; begin it with the tokenizer's begin_of_text, which is what stands before "
-                         "a document")
+        raise ValueError("the prompt is empty; begin it with the tokenizer's begin_of_text, which is what stands "
+                         "before a document")
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1")
     if len(prompt) + max_tokens > capacity:
