@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "model": {"model"},
     "train": {"data", "model", "train"},
     "infer": {"data", "model", "infer"},
+    "serve": {"data", "model", "infer", "serve"},
 }
 
 
