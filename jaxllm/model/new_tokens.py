@@ -66,7 +66,7 @@ def start_rows(params: Params, config: ModelConfig, starts: Mapping[int, Sequenc
         noise without a key, or an embedding that is an overlay.
 
     >>> params = {"embedding": {"tokens": jnp.array([[1.0], [3.0], [9.0]])}, "blocks": {}}
-    >>> config = ModelConfig(3, 1, 1, 1, 1, 1, 1, 8, tied_embedding=True)
+    >>> config = ModelConfig(3, 1, 1, 1, 1, 2, 1, 8)
     >>> start_rows(params, config, {2: [0, 1]})["embedding"]["tokens"].tolist()
     [[1.0], [3.0], [2.0]]
     """
