@@ -76,8 +76,9 @@ def test_a_client_that_hangs_up_frees_its_slot(serving):
         long = {**LONG, "logprobs": True, "n": 3}
         with httpx.Client(base_url=server.address, timeout=30) as client:
             with client.stream("POST", CHAT, json={**long, "stream": True}) as streamed:
-                next(streamed.iter_lines())
-                assert until(lambda: worker.engine.running == 3)
+                lines = streamed.iter_lines()  # kept: an iterator that is dropped closes the connection
+                next(lines)
+                assert until(lambda: worker.engine.running == 3), worker.engine.counters
             assert until(lambda: worker.open == 0 and worker.engine.running == 0, 2)
             with pytest.raises(httpx.ReadTimeout):
                 client.post(CHAT, json=long, timeout=0.3)
