@@ -160,8 +160,9 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Tok
             tokenizer.save(temporary / "tokenizer")
         multihost_utils.sync_global_devices("model folder begun")
         largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
-        # orbax's buffers hold one leaf at a time, not a second copy of the model.
-        with ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(save_concurrent_gb=largest / 1e9)) as checkpointer:
+        # orbax's buffers hold two leaves at a time, not a second copy of the model; less than one is an error there.
+        handler = ocp.StandardCheckpointHandler(save_concurrent_gb=2 * largest / 1e9)
+        with ocp.AsyncCheckpointer(handler) as checkpointer:
             checkpointer.save(temporary / "params", args=ocp.args.StandardSave(params))
     except Exception as error:
         if first:
