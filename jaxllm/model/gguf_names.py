@@ -220,8 +220,11 @@ class _Keys:
 
     def refuse_unsupported(self) -> None:
         for key, allowed in (("rope.scaling.type", ("none",)), ("expert_count", (0,)), ("attention.causal", (True,)),
+                             # a factor without a type scales linearly
+                             ("rope.scaling.factor", (1, 0)), ("rope.scale_linear", (1, 0)),
                              ("use_parallel_residual", (True,)),
                              *([] if self.kind == "gemma2" else [("attention.sliding_window", (0,))])):
             value = self.metadata.get(f"{self.kind}.{key}", allowed[0])
             if value not in allowed:
-                raise ValueError(f"{self.kind}.{key} is {str(value)[:80]}, which is not supported (only {allowed[0]})")
+                raise ValueError(f"{self.kind}.{key} is {str(value)[:80]}, which is not supported "
+                                 f"(only {' or '.join(map(str, allowed))})")

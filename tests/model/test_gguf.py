@@ -269,6 +269,8 @@ def test_a_file_that_lies_is_refused_with_bounded_memory(tmp_path, small_file, d
 
 @pytest.mark.parametrize("key, value, message", [
     ("llama.rope.scaling.type", "yarn", "rope.scaling.type is yarn, which is not supported"),
+    ("llama.rope.scaling.factor", 4.0, "rope.scaling.factor is 4.0, which is not supported .only 1 or 0."),
+    ("llama.rope.scale_linear", 0.5, "rope.scale_linear is 0.5, which is not supported .only 1 or 0."),
     ("llama.expert_count", 8, "expert_count is 8"),
     ("llama.rope.dimension_count", 2, "rope.dimension_count is 2, which is not supported"),
     ("llama.attention.sliding_window", 7, "sliding_window is 7"),
@@ -279,6 +281,11 @@ def test_what_is_not_computed_here_is_refused(small_file, key, value, message):
     file = read_gguf_file(small_file[0])
     with pytest.raises(ValueError, match=message):
         read_gguf(dataclasses.replace(file, metadata=file.metadata | {key: value}))
+    plain = {f"llama.rope.{key}": value for key, value in (("scaling.type", "none"), ("scaling.factor", 1.0),
+                                                           ("scale_linear", 0.0))}
+    assert read_gguf(dataclasses.replace(file, metadata=file.metadata | plain))[1] == read_gguf(file)[1]
+    with pytest.raises(ValueError, match=message):  # a type of "none" excuses nothing
+        read_gguf(dataclasses.replace(file, metadata=file.metadata | plain | {key: value}))
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):
