@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxllm.data.tokenizer import Tokenizer
-from jaxllm.data.tokenizer_hugging_face import UnsupportedTokenizer, build
+from jaxllm.data.tokenizer_hugging_face import UnsupportedTokenizer, build, refuse_ordinary_text
 from jaxllm.data.tokenizer_merges import merges_of, to_characters
 from jaxllm.data.tokenizer_split import PATTERNS, PUBLISHED
 
@@ -53,6 +53,9 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], name: str = "gguf") -> Toke
     types = [NORMAL] * len(tokens) if types is None else list(types)
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise ValueError("tokenizer.ggml.tokens has a token twice, or not as many as tokenizer.ggml.token_type")
+    for i, token in enumerate(tokens):
+        if types[i] == USER_DEFINED:
+            refuse_ordinary_text(token)
     special = {token: i for i, token in enumerate(tokens) if types[i] in (CONTROL, USER_DEFINED)}
     plain = {token: i for i, token in enumerate(tokens) if types[i] == NORMAL}
     end, begin = (_token(metadata, key, tokens) for key in ("eos", "bos"))

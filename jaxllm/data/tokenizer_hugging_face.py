@@ -153,13 +153,23 @@ def _from_json(content: Mapping[str, Any], settings: Mapping[str, Any], template
                  chat_template=template)
 
 
+def refuse_ordinary_text(added: str) -> None:
+    """Refuses an added token, not marked as special, that is not spelled like one either.
+
+    Raises:
+      UnsupportedTokenizer: it would be cut out of a text before merging, which is not done here.
+    """
+    if not _SPELLED_LIKE_SPECIAL.fullmatch(added):
+        raise UnsupportedTokenizer(f"the added token {added[:80]!r} is ordinary text, which would be cut out before "
+                                   f"merging; that is not supported")
+
+
 def _special_tokens(added: list) -> dict[str, int]:
     special = {}
     for token in added:
         spelling = token["content"]
-        if not token.get("special") and not _SPELLED_LIKE_SPECIAL.fullmatch(spelling):
-            raise UnsupportedTokenizer(f"the added token {spelling!r} is ordinary text, which Hugging Face would cut "
-                                       f"out before merging; that is not supported")
+        if not token.get("special"):
+            refuse_ordinary_text(spelling)
         special[spelling] = token["id"]
     return special
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 LONGEST_TOKEN = 1024  # bytes; merging a token alone takes time in the square of its length
+MOST_WORK = 2**26  # squares of the bytes of all tokens, added up: under a minute; o200k_base has 13 million
 
 # GPT-2's alphabet: a printable byte of Latin-1 stands for itself, the others for U+0100 and on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -65,9 +66,21 @@ def canonical_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, byt
 
 
 def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The merges that give what ranks give, in order; tokens that ranks never make have none."""
+    """The merges that give what ranks give, in order; tokens that ranks never make have none.
+
+    Raises:
+      ValueError: when the tokens are too long together for this to end within a minute.
+    """
+    _refuse_long_work(ranks)
     tokens = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
     return [pair for token in tokens if (pair := canonical_pair(token, ranks))]
+
+
+def _refuse_long_work(ranks: Mapping[bytes, int]) -> None:
+    work = sum(len(token) ** 2 for token in ranks)
+    if work > MOST_WORK:
+        raise ValueError(f"the tokens are too long: the squares of their bytes add up to {work}, and up to {MOST_WORK} "
+                         f"are read")
 
 
 def check_merges(ranks: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], *, whole_words: bool) -> None:
@@ -79,8 +92,9 @@ def check_merges(ranks: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes
       whole_words: a word that is a token is not merged but taken as it is (`ignore_merges`).
 
     Raises:
-      ValueError: saying which token would come out differently.
+      ValueError: saying which token would come out differently, or that the tokens are too long to find out.
     """
+    _refuse_long_work(ranks)
     places = {pair: place for place, pair in enumerate(merges)}
     if len(places) != len(merges):
         raise ValueError("the list of merges has a pair twice")

@@ -225,6 +225,16 @@ def test_canonical_pairs_and_what_they_decide():
         check_merges(unreachable, [], whole_words=False)
 
 
+def test_the_work_of_merging_each_token_alone_is_bounded():
+    """A file of a few megabytes can list thousands of tokens of 1,024 bytes, each worth half a million look-ups."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    long = {f"{i:01000}".encode(): 256 + i for i in range(68)}
+    check_merges(ranks | dict([*long.items()][:67]), [], whole_words=True)
+    for refused in (lambda: check_merges(ranks | long, [], whole_words=True), lambda: merges_of(ranks | long)):
+        with pytest.raises(ValueError, match="the squares of their bytes add up to 68000256, and up to 67108864"):
+            refused()
+
+
 def test_the_alphabet_is_the_library_s():
     assert set(CHARACTERS) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) and len(set(CHARACTERS)) == 256
     assert all(to_bytes(to_characters(bytes([byte]))) == bytes([byte]) for byte in range(256))
@@ -252,6 +262,8 @@ def model(**changes):
         {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}), UnsupportedTokenizer, "none that is"),
     (changed(added_tokens=[{"id": 0, "content": "  ", "special": False}]), UnsupportedTokenizer, "is ordinary text"),
     (changed(added_tokens=[]), UnsupportedTokenizer, "no token that ends a text"),
+    (lambda content: content | {"model": content["model"] | {"vocab": content["model"]["vocab"] | {
+        f"{i:01024}": 1000 + i for i in range(64)}}}, UnsupportedTokenizer, "the tokens are too long: the squares"),
     (lambda content: content | {"model": content["model"] | {"merges": content["model"]["merges"][::-1]}},
      UnsupportedTokenizer, "not in the order of its ids"),
     (model(vocab={"a": "b"}), ValueError, "'b' is not the id of a token"),
@@ -292,6 +304,20 @@ def test_gguf_metadata_that_do_not_fit(changes, message):
     assert tokenizer_from_gguf(metadata).vocab_size == 300
     with pytest.raises(ValueError, match=message):
         tokenizer_from_gguf(metadata | changes)
+
+
+def test_user_defined_tokens_of_a_gguf_are_special_only_when_spelled_so():
+    """llama.cpp cuts them out of a text; were they special here, "foo" in a text would never become one."""
+    trained = train_tokenizer(CORPUS, 300)
+    metadata = tokenizer_to_gguf(trained, 301)
+    for added in ("<think>", "</tool_call>", "[PAD300]", "<|fim|>", "foo", "  "):
+        other = {"tokenizer.ggml.tokens": [*metadata["tokenizer.ggml.tokens"][:300], added],
+                 "tokenizer.ggml.token_type": [*metadata["tokenizer.ggml.token_type"][:300], 4]}
+        if added.strip("<[") != added:
+            assert tokenizer_from_gguf(metadata | other).special_tokens[added] == 300
+            continue
+        with pytest.raises(UnsupportedTokenizer, match=f"the added token {added!r} is ordinary text"):
+            tokenizer_from_gguf(metadata | other)
 
 
 def test_what_llama_cpp_cannot_cut_or_hold_is_not_written():
