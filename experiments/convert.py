@@ -36,7 +36,7 @@ from jaxllm.model.convert import HuggingFaceState
 from jaxllm.model.gguf_file import MAGIC, read_gguf_file
 from jaxllm.model.gguf_read import read_gguf
 from jaxllm.model.gguf_write import SCHEMES, write_gguf
-from jaxllm.model.hub import PICKLES, find_tensors, read_hugging_face, write_hugging_face
+from jaxllm.model.hub import PICKLES, find_tensors, inside, read_hugging_face, write_hugging_face
 from jaxllm.model.params import Params, count_params
 from jaxllm.train.checkpoint import load_model, save_model
 
@@ -151,11 +151,12 @@ def find_format(source: pathlib.Path) -> str:
 
 
 def from_hugging_face_folder(source: pathlib.Path, dtype: np.dtype | None) -> Model:
+    originals = check_riders(source)
     tokenizer, note = read_tokenizer(lambda: tokenizer_from_hugging_face(source))
     total = sum(tensor.size for tensor in find_tensors(source).values())
     with progress_bar(total, "reading") as bar:
         params, config = read_hugging_face(source, dtype=dtype, progress=bar.update)
-    return Model(params, config, tokenizer, note, originals=source)
+    return Model(params, config, tokenizer, note, originals=originals)
 
 
 def from_gguf_file(source: pathlib.Path, dtype: np.dtype | None) -> Model:
@@ -169,6 +170,7 @@ def from_gguf_file(source: pathlib.Path, dtype: np.dtype | None) -> Model:
 def from_model_folder(source: pathlib.Path, dtype: np.dtype | None) -> Model:
     if not (source / "params").is_dir():
         source = source / "model"
+    originals = check_riders(inside(source, ORIGINALS))
     path, record = source / RECORD, {"dtype": "float32", "others": {}}
     if path.exists():
         record = json.loads(path.read_bytes())
@@ -180,7 +182,6 @@ def from_model_folder(source: pathlib.Path, dtype: np.dtype | None) -> Model:
     print(f"reading {source}", flush=True)
     params, config, tokenizer = load_weights(source, wanted) if note else load_model(source, dtype=wanted)
     names = HuggingFaceState(params, config) if others else ()
-    originals = source / ORIGINALS
     return Model(params, config, tokenizer, note, {name: others.get(name, record["dtype"]) for name in names},
                  originals if originals.is_dir() else None)
 
@@ -275,6 +276,13 @@ def chat_source(tokenizer: Tokenizer) -> str | None:
     """The Jinja template of the tokenizer's chat format."""
     template = tokenizer.chat_template
     return JINJA.get(template, template) if template is not None else None
+
+
+def check_riders(folder: pathlib.Path) -> pathlib.Path:
+    """The folder, none of whose riders is a link to a file elsewhere."""
+    for name in RIDING_FILES:
+        inside(folder, name)
+    return folder
 
 
 def copy_riders(source: pathlib.Path, folder: pathlib.Path, names: tuple[str, ...]) -> None:

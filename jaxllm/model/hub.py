@@ -57,17 +57,37 @@ class LazyState(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
 
+def inside(folder: str | os.PathLike, name: str) -> pathlib.Path:
+    """The path of a folder's entry, which may be a link within the folder, or in Hugging Face's cache to its blobs.
+
+    The cache of a repository holds snapshots/<revision>/<file>, each a link to ../../blobs/<hash>.
+
+    Raises:
+      ValueError: when it is a link to anywhere else.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / name
+    if path.exists():  # a link to nothing is a file that is missing
+        root, target = folder.resolve(), path.resolve()
+        if not target.is_relative_to(root) and not any(
+                parent.name == "snapshots" and target.parent == parent.parent / "blobs" for parent in root.parents):
+            raise ValueError(f"{path} is a link to {target}, outside the folder, and is not followed; copy the file "
+                             f"into the folder if it belongs there")
+    return path
+
+
 def find_tensors(folder: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors of a folder's safetensors files, by name, none of them read.
 
     Raises:
       FileNotFoundError: when there is none, or a shard is missing.
-      ValueError: when a file is damaged, the index names a file elsewhere, or the checkpoint is a pickle.
+      ValueError: when a file is damaged or a link out of the folder, the index names one elsewhere, or the checkpoint
+        is a pickle.
     """
     folder = pathlib.Path(folder)
-    if (folder / INDEX_FILE).exists():
+    if inside(folder, INDEX_FILE).exists():
         return _find_in_shards(folder)
-    if (folder / WEIGHTS_FILE).exists():
+    if inside(folder, WEIGHTS_FILE).exists():
         return read_header(folder / WEIGHTS_FILE)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
@@ -85,7 +105,7 @@ def _find_in_shards(folder: pathlib.Path) -> dict[str, Tensor]:
     for file in dict.fromkeys(places.values()):
         if file != os.path.basename(file) or "\\" in file or "\0" in file or not file.endswith(".safetensors"):
             raise ValueError(f"{path} names the shard {file[:200]!r}; a shard is a .safetensors file beside it")
-        if not (folder / file).is_file():
+        if not inside(folder, file).is_file():
             raise FileNotFoundError(f"{folder / file} is missing, though {INDEX_FILE} names it; copy it too")
         shard = read_header(folder / file)
         for name in shard:
@@ -105,7 +125,7 @@ def read_config(folder: str | os.PathLike) -> ModelConfig:
       FileNotFoundError: when there is none.
       ValueError: when it is damaged, or asks for what we do not compute.
     """
-    path = pathlib.Path(folder) / CONFIG_FILE
+    path = inside(folder, CONFIG_FILE)
     content = _read_json(path)
     try:
         return config_from_hugging_face(content)

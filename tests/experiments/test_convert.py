@@ -119,6 +119,33 @@ def test_weights_come_through_without_a_tokenizer_that_is_read_here(tmp_path, ca
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json", "chat_template.jinja"])
+def test_no_rider_comes_from_outside_the_folder(tmp_path, name):
+    """A link to a file of the user's would put its content into a folder that is meant to be passed on."""
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123abc"
+    snapshot.parent.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    source = published(snapshot)
+    blob = tmp_path / "models--a--b" / "blobs" / "abc"
+    (source / name).rename(blob)
+    (source / name).symlink_to("../../blobs/abc")
+    ours = run(source, tmp_path / "ours")
+    assert (run(ours, tmp_path / "back") / name).read_bytes() == blob.read_bytes()
+    blob.rename(tmp_path / "secret")
+    for folder in (source, ours / "original"):
+        (folder / name).unlink()
+        (folder / name).symlink_to(tmp_path / "secret")
+    for folder in (source, ours):
+        with pytest.raises(ValueError, match=f"{name} is a link to {tmp_path}/secret, outside the folder"):
+            run(folder, tmp_path / "out", format="hugging_face")
+    (ours / "original" / name).unlink()
+    (ours / "original").rename(tmp_path / "elsewhere")
+    (ours / "original").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"original is a link to {tmp_path}/elsewhere, outside the folder"):
+        run(ours, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     source = published(tmp_path / "theirs")
     full = tmp_path / "full"

@@ -163,6 +163,59 @@ def test_a_folder_that_is_not_whole_is_refused_with_what_is_wrong(tmp_path, dama
         read_hugging_face(tmp_path)
 
 
+def cache_of(folder, repository):
+    """Hugging Face's cache of a folder: its files as blobs, and a snapshot of links to them."""
+    (repository / "blobs").mkdir(parents=True)
+    snapshot = repository / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    for i, path in enumerate(sorted(folder.iterdir())):
+        path.rename(repository / "blobs" / f"{i:040x}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{i:040x}")
+    return snapshot
+
+
+def test_links_are_followed_in_the_folder_and_in_hugging_face_s_cache(tmp_path):
+    params = weights(NANO)
+    (tmp_path / "plain").mkdir()
+    write_hugging_face(tmp_path / "plain", params, NANO, shard_bytes=20_000)
+    snapshot = cache_of(tmp_path / "plain", tmp_path / "models--a--b")
+    (tmp_path / "alias").symlink_to(snapshot)
+    for folder in (snapshot, tmp_path / "alias"):
+        assert_same(read_hugging_face(folder)[0], params)
+    (tmp_path / "one").mkdir()
+    write_hugging_face(tmp_path / "one", params, NANO)
+    (tmp_path / "one" / "model.safetensors").rename(tmp_path / "one" / "weights")
+    (tmp_path / "one" / "model.safetensors").symlink_to("weights")
+    assert_same(read_hugging_face(tmp_path / "one")[0], params)
+
+
+@pytest.mark.parametrize("name, shard_bytes", [("config.json", 20_000), ("model.safetensors.index.json", 20_000),
+                                               ("model-00002-of-", 20_000), ("model.safetensors", 10**9)])
+def test_a_link_out_of_the_folder_is_refused(tmp_path, name, shard_bytes):
+    (tmp_path / "plain").mkdir()
+    write_hugging_face(tmp_path / "plain", weights(NANO), NANO, shard_bytes=shard_bytes)
+    name = next(path.name for path in (tmp_path / "plain").iterdir() if path.name.startswith(name))
+    snapshot = cache_of(tmp_path / "plain", tmp_path / "models--a--b")
+    blob = (snapshot / name).resolve()
+    blob.rename(tmp_path / "elsewhere")
+    message = f"{name} is a link to {tmp_path}/elsewhere, outside the folder, and is not followed"
+    blob.symlink_to(tmp_path / "elsewhere")  # by way of the blobs
+    with pytest.raises(ValueError, match=message):
+        read_hugging_face(snapshot)
+    (snapshot / name).unlink()
+    (snapshot / name).symlink_to("../../../elsewhere")
+    with pytest.raises(ValueError, match=message):
+        read_hugging_face(snapshot)
+    blob.unlink()
+    (tmp_path / "elsewhere").rename(blob)
+    (snapshot / name).unlink()
+    (snapshot / name).symlink_to(f"../../blobs/{blob.name}")
+    read_hugging_face(snapshot)
+    (tmp_path / "models--a--b" / "snapshots").rename(tmp_path / "models--a--b" / "others")  # blobs of no cache
+    with pytest.raises(ValueError, match="is a link to .*, outside the folder"):
+        read_hugging_face(tmp_path / "models--a--b" / "others" / snapshot.name)
+
+
 def header(text: bytes, data: bytes = b"") -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
