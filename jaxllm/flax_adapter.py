@@ -17,7 +17,8 @@ class Transformer(nn.Module):
       config: the architecture.
       execution: dtype, scan, remat, attention.
 
-    `variables["params"]["model"]` is what every function of jaxllm takes as `params`, and the other way round.
+    `variables["params"]["model"]` is what every function of jaxllm takes as `params`, and the other way round for a
+    plain tree with stacked blocks: linen refuses one that is quantised or prepared for decoding.
 
     >>> from jaxllm.model.config import preset
     >>> module = Transformer(preset("nano"))

@@ -97,7 +97,11 @@ class Engine:
         self._slots[0].held, self._slots[0].whole = (), None
 
     def load(self, params: Params) -> None:
-        """Takes new weights of the same shapes, and forgets what was computed with the old; the engine must be idle."""
+        """Takes new weights and forgets what was computed with the old; the engine must be idle.
+
+        Raises:
+          ValueError: when they are not laid out as the old (shapes, dtypes, quantised and prepared alike).
+        """
         self._must_be_idle()
         self._device.load(params)
         for slot in self._slots:
@@ -139,14 +143,19 @@ class Engine:
         else:
             # The next step is on its way before the last is read, so that the device need not wait for the host.
             self._fetch_all(but=1 if self._draw(constrained=False) else 0)
-        if ran_prompts or not self._flights:
+        if ran_prompts or not self._flights or not self._jobs:  # what follows is no measure of a step
             self._fetched_at = None
         events, self._events = self._events, []
         return events
 
     def run(self, requests: Iterable[Request]) -> list[Completion]:
-        """Serves these requests to their end, in order; the engine must be idle."""
+        """Serves these requests to their end, in order; the engine must be idle.
+
+        Raises:
+          ValueError: for a request that cannot be served, before any is taken.
+        """
         self._must_be_idle()
+        requests = [check_request(request, self.config, self.capacity) for request in requests]
         told: dict[int, list[Event]] = {self.submit(request): [] for request in requests}
         while self._jobs or self._events:
             for event in self.step():

@@ -40,15 +40,20 @@ class Device:
         # A short piece for the end of a prompt, which is often all of it.
         self.widths = max(chunk // 4, 1), chunk
         self.together = -(-together // shards) * shards
-        self.load(params)
+        self._params = unstack_blocks(params)
         self._state = steps.empty_state(fixed=fixed)
         self._rows, self._device_rows = steps.empty_rows(fixed.slots), None
         vocab = fixed.config.vocab_size
         self._any, self._any_row = jnp.ones((fixed.slots, vocab), bool), jnp.ones((1, vocab), bool)
 
     def load(self, params: Params) -> None:
-        """Takes new weights."""
-        self._params = unstack_blocks(params)
+        """Takes new weights, and an empty cache: a NaN that the old ones left would outlive them behind any mask."""
+        params = unstack_blocks(params)
+        if _layout(params) != _layout(self._params):
+            raise ValueError("these weights are not laid out as those before, so everything would compile anew; "
+                             "prepare and quantise them in the same way")
+        self._params = params
+        self._state = steps.empty_state(fixed=self.fixed)
 
     def warm_up(self) -> None:
         """Runs every program once; slot 0 forgets what it holds."""
@@ -100,3 +105,9 @@ class Device:
         if self._device_rows is None:
             self._device_rows = jax.tree.map(jnp.array, self._rows)
         return self._device_rows
+
+
+def _layout(params: Params) -> Any:
+    """What a compiled program depends on."""
+    leaves, structure = jax.tree.flatten(params)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]

@@ -29,13 +29,13 @@ class SamplingSettings:
     """How tokens are drawn; the defaults draw from the model's own distribution.
 
     Attributes:
-      temperature: divides the logits, >= 0; 0 is greedy (the likeliest token, the lowest id of
-        equals).
+      temperature: divides the logits, 0 or >= 1e-6; 0 is greedy (the likeliest token, the lowest
+        id of equals).
       top_k: keep the k most likely tokens, and all that equal the k-th; 0 is off.
       top_p: keep the smallest set of likeliest tokens whose probability reaches p, in (0, 1]; 1 is
         off.
       min_p: keep tokens at least min_p times as likely as the likeliest, in [0, 1]; 0 is off.
-      repetition_penalty: > 0; logits of tokens already in the row (prompt included) are divided by
+      repetition_penalty: 1e-6 to 1e6; logits of tokens already in the row (prompt included) are divided by
         it where positive and multiplied where negative; 1 is off.
 
     Raises:
@@ -50,12 +50,15 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         ranges = {
-            "temperature": (0 <= self.temperature < np.inf, "a number >= 0 (0 is greedy)"),
-            "top_k": (isinstance(self.top_k, int) and self.top_k >= 0,
+            # As float32, logits divided by less would overflow.
+            "temperature": (self.temperature == 0 or 1e-6 <= self.temperature < np.inf,
+                            "0 (greedy) or at least 1e-6"),
+            "top_k": (isinstance(self.top_k, int) and 0 <= self.top_k < 2**31,
                       "an integer >= 0 (0 is off)"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (1 is off)"),
             "min_p": (0 <= self.min_p <= 1, "between 0 and 1 (0 is off)"),
-            "repetition_penalty": (0 < self.repetition_penalty < np.inf, "above 0 (1 is off)"),
+            "repetition_penalty": (1e-6 <= self.repetition_penalty <= 1e6,
+                                   "1e-6 to 1e6 (1 is off)"),
         }
         for field, (valid, wanted) in ranges.items():
             if not valid:

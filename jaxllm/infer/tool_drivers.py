@@ -33,6 +33,8 @@ class EngineDriver:
     def step(self) -> list[tuple[int, Completion]]:
         done = []
         for event in self.engine.step():
+            if event.request_id not in self.numbers:  # the end of one that was cancelled before
+                continue
             self.told[event.request_id].append(event)
             if event.finish:
                 number = self.numbers.pop(event.request_id)

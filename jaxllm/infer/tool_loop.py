@@ -69,8 +69,8 @@ def run_with_tools(engine_or_generate: Engine | Generate, prompts: Sequence[Sequ
       tokenizer, template: as in `render`.
       settings, seed: how tokens are drawn. A conversation's tokens depend on these, its prompt and its sample alone.
       samples: for each prompt which of its samples, >= 0; None numbers the prompts. RL repeats a prompt with 0, 1, ...
-      max_calls: calls run in a conversation, >= 0. With none left a call is answered by a sentence that says so, and a
-        reply that calls again is the last.
+      max_calls: calls run in a conversation, >= 0. Calls beyond in the same reply are answered by a sentence that says
+        so; once none is left, a reply that calls is the last.
       max_tokens: of one reply, >= 1.
       max_length: ids of a conversation, with all; None is the engine's capacity, or no limit for a function.
       describe: put the tools' descriptions into the system message; a model trained on these tools may not need them.

@@ -60,7 +60,9 @@ def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, scale: fl
 def _choose(dtype, length: int, head_dim: int, softcap: float) -> str:
     """The quickest implementation that can express the request on the default backend."""
     backend = jax.default_backend()
-    if backend == "gpu" and dtype == jnp.bfloat16 and not softcap and head_dim % 8 == 0:
+    # cuDNN takes no mask of odd length, and wider heads only from Hopper on.
+    if backend == "gpu" and dtype == jnp.bfloat16 and not softcap and head_dim % 8 == 0 and length % 2 == 0 \
+            and head_dim <= 128:
         if "nvidia" in jax.devices()[0].device_kind.lower():
             return "cudnn"
     if backend == "tpu" and length % 128 == 0 and head_dim % 128 == 0:

@@ -18,6 +18,7 @@ from flax import traverse_util
 
 from jaxllm.model.config import ModelConfig
 from jaxllm.model.convert_config import config_from_hugging_face, config_to_hugging_face, family
+from jaxllm.model.overlay import Overlay
 from jaxllm.model.params import Leaf, Params, parameter_table
 
 __all__ = ["RULES", "HuggingFaceState", "Rule", "check_state", "config_from_hugging_face", "config_to_hugging_face",
@@ -214,6 +215,9 @@ class HuggingFaceState(Mapping[str, np.ndarray]):
     def __init__(self, params: Params, config: ModelConfig) -> None:
         flat = traverse_util.flatten_dict(params, sep="/")
         leaves = traverse_util.flatten_dict(parameter_table(config), sep="/")
+        if any(isinstance(array, Overlay) for array in flat.values()) or isinstance(params.get("blocks"), tuple):
+            raise ValueError("only a plain tree with stacked blocks can be exported; merge LoRA factors first, and "
+                             "take the weights from before they were quantised or prepared for decoding")
         problems = [f"{path} is missing" for path in leaves if path not in flat]
         problems += [f"{path} is unknown" for path in flat if path not in leaves]
         problems += [f"{path} has shape {flat[path].shape}, not {leaf.shape}"

@@ -143,9 +143,14 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Tok
     Every process of a run must call it: each writes its own part of the weights.
 
     Raises:
+      ValueError: when these are not plain parameters of `config`, before anything is written.
       OSError: when it could not be written.
     """
     folder = pathlib.Path(folder).absolute()
+    if jax.tree.structure(params) != jax.tree.structure(abstract_params(config)):
+        raise ValueError(f"these parameters cannot be written to {folder}: a model folder holds a plain tree with "
+                         f"stacked blocks; merge LoRA factors first, and keep the weights that were quantised or "
+                         f"prepared for decoding")
     temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     first = jax.process_index() == 0
     if first:

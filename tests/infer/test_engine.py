@@ -134,7 +134,7 @@ def live_bytes():
 
 
 def test_nothing_compiles_in_service():
-    engine = Engine(PARAMS, CONFIG, **SHAPE)
+    engine = Engine(PARAMS, CONFIG, **{**SHAPE, "slots": 5})  # a size of no other test: nothing is compiled yet
     engine.warm_up()
     compiled = []
 
@@ -206,7 +206,10 @@ def test_a_cancelled_request_frees_its_slot_in_any_state(engine):
     for cancelled in ids[1:]:
         ends = [event for event in events if event.request_id == cancelled and event.finish]
         assert [(end.token, end.finish) for end in ends] == [(None, "cancelled")]
-    assert [event.finish for event in events if event.request_id == late][-1] == "length"
+    made = [event for event in events if event.request_id == late]  # in a slot whose steps were on their way
+    assert made[-1].finish == "length"
+    assert tuple((event.token, event.logp) for event in made) == tuple(zip(
+        *(getattr(alone(Request(prompt, 5)), name) for name in ("tokens", "logp")), strict=True))
 
 
 class Only:
@@ -247,6 +250,19 @@ def test_new_weights_forget_what_the_old_computed(engine):
     engine.load(PARAMS)
     assert second.cached_tokens == 0 and second.logp != first.logp
     assert told(engine.run([request])[0]) == told(first)
+    engine.load(jax.tree.map(lambda x: x * np.nan, PARAMS))
+    engine.run([Request(prompts_of(40)[0], 20)])
+    engine.load(PARAMS)
+    assert told(engine.run([request])[0]) == told(first)
+    with pytest.raises(ValueError, match="not laid out as those before"):
+        engine.load(jax.tree.map(lambda x: x.astype("bfloat16"), PARAMS))
+
+
+def test_a_bad_request_among_good_ones_takes_none(engine):
+    good = Request(prompts_of(5)[0], 3)
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        engine.run([good, Request((), 3)])
+    assert engine.waiting == engine.running == 0
 
 
 @pytest.mark.parametrize("changes, sentence", [

@@ -146,7 +146,7 @@ def test_bfloat16_activations_stay_near_float32():
 
 
 @pytest.mark.parametrize("changes, sentence", [
-    (dict(prompts=[[1], []]), "prompt 1 is empty; begin it with the tokenizer's end_of_text"),
+    (dict(prompts=[[1], []]), "prompt 1 is empty; begin it with the tokenizer's begin_of_text"),
     (dict(prompts=[]), "no prompts"),
     (dict(prompts=[[1] * 60]), "prompt 0 has 60 tokens; with max_tokens=5 that exceeds"),
     (dict(prompts=[[1, 256]]), "outside the model's vocabulary of 256"),

@@ -20,7 +20,10 @@ from jax.sharding import PartitionSpec as P
 from jaxllm.data.packing import Batch
 from jaxllm.data.tokenizer import train_tokenizer
 from jaxllm.model.config import preset
-from jaxllm.model.params import abstract_params, init
+from jaxllm.model.convert import to_hugging_face
+from jaxllm.model.lora import lora
+from jaxllm.model.params import abstract_params, init, unstack_blocks
+from jaxllm.model.quantize import quantize
 from jaxllm.train.checkpoint import Checkpoints, load_model, save_model
 from jaxllm.train.objective import next_token_objective
 from jaxllm.train.optimizer import make_optimizer
@@ -339,3 +342,18 @@ def test_a_state_is_saved_whole(checkpoints):
     store.save(7, state)
     store.wait()
     assert_same_bits(store.restore(target(state)), state)
+
+
+@pytest.mark.parametrize("change", [
+    lambda params: quantize(params, CONFIG, "int8"), unstack_blocks,
+    lambda params: lora(params, CONFIG, rank=2, alpha=2, key=jax.random.key(1))], ids=["int8", "unstacked", "lora"])
+def test_a_tree_that_could_not_be_read_again_is_refused_before_anything_is_written(change, tmp_path):
+    tokenizer = train_tokenizer(["a b"], vocab_size=263)
+    params = init(CONFIG, jax.random.key(0))
+    save_model(tmp_path / "model", params, CONFIG, tokenizer)
+    with pytest.raises(ValueError, match="merge LoRA factors first"):
+        save_model(tmp_path / "model", change(params), CONFIG, tokenizer)
+    back, _, _ = load_model(tmp_path / "model")
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    with pytest.raises(ValueError, match="merge LoRA factors first"):
+        to_hugging_face(change(params), CONFIG)
