@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import functools
 import math
 from typing import Any
 
-from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.data import chat
+from jaxllm.data.chat_jinja import NAMED_TOKENS
+from jaxllm.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from jaxllm.infer.engine import Event
 from jaxllm.infer.text_stream import TextStream
 
 # OpenAI's stand-in for log-probabilities that JSON cannot hold.
 LEAST_LOGP = -9999.0
+# Text even where a chat format begins a reply with them: without them an answer runs on from its reasoning.
+_REASONING = frozenset(("<think>", "</think>"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Choice:
       tokenizer: decodes the tokens.
       stop_tokens: end the choice and are no part of its text.
       stops: strings that end it before them.
-      shown: special tokens whose spelling is part of the text; of the others nothing is seen.
+      shown: control tokens whose spelling is part of the text; of the others (`control_tokens`) nothing is seen.
 
     Attributes:
       text: all that was given out.
@@ -69,7 +74,7 @@ class Choice:
         self.finish: str | None = None
         self._tokenizer = tokenizer
         self._stop_tokens = stop_tokens
-        self._hidden = frozenset(tokenizer.special_tokens.values()) - shown
+        self._hidden = control_tokens(tokenizer) - shown
         self._stream = TextStream(self._bytes, stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._decoded = 0  # characters of all tokens so far, held back or not
@@ -112,6 +117,26 @@ class Choice:
 
     def _bytes(self, ids: list[int]) -> bytes:
         return token_bytes(self._tokenizer, [token for token in ids if token not in self._hidden])
+
+
+@functools.lru_cache(8)
+def control_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """Special tokens that build a conversation and are no part of what is said in it.
+
+    They are this project's own (`SPECIAL_TOKENS`), those that begin, end or pad texts and turns, and what the chat
+    format writes around a few turns. All others are text, as <think> and </think> always are.
+    """
+    ids = tokenizer.special_tokens
+    spellings = {*SPECIAL_TOKENS, *chat.KNOWN_ENDS, *(token for tokens in NAMED_TOKENS.values() for token in tokens),
+                 tokenizer.end_token, tokenizer.begin_token}
+    found = {id for spelling, id in ids.items() if spelling in spellings}
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    try:
+        found.update(chat.end_of_turn(tokenizer))
+        found.update(chat.render(turns, tokenizer, add_generation_prompt=True).ids)
+    except (ValueError, ImportError):  # no chat format, or one that refuses such turns
+        pass
+    return frozenset(id for spelling, id in ids.items() if id in found and spelling not in _REASONING)
 
 
 def token_bytes(tokenizer: Tokenizer, ids: list[int]) -> bytes:

@@ -80,7 +80,7 @@ def _forced_call(text: str) -> dict[str, Any] | None:
     """The call whose JSON was written under a grammar; None when the tokens ended before it was whole."""
     try:
         call = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     arguments = call.get("arguments", call.get("parameters", {}))
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function",

@@ -1,5 +1,6 @@
 """From events to text: what is shown and when, in whatever pieces the tokens come."""
 
+import dataclasses
 import random
 
 import pytest
@@ -7,8 +8,9 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from jaxllm.data.chat import parse_reply  # noqa: E402
+from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer  # noqa: E402
 from jaxllm.infer.engine import Event  # noqa: E402
-from jaxllm.serve.choices import Choice, chat_logprobs, legacy_logprobs, token_text  # noqa: E402
+from jaxllm.serve.choices import Choice, chat_logprobs, control_tokens, legacy_logprobs, token_text  # noqa: E402
 from jaxllm.serve.replies import Reply, call_tokens  # noqa: E402
 
 
@@ -33,6 +35,26 @@ def test_control_tokens_have_no_text_and_a_character_comes_whole(model):
     assert got[-1].finish == "stop" and [piece.finish for piece in got[:-1]] == [None] * 5
     shown = Choice(tokenizer, (end,), shown=frozenset([control]))
     assert "".join(piece.text for piece in pieces(shown, tokens, "stop")) == "a<|im_start|>é\ufffd"
+
+
+THINKING = """{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|turn_end|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|><think>' }}{% endif %}"""
+
+
+@pytest.mark.parametrize("template", [THINKING, "chatml", None])
+def test_reasoning_stands_apart_from_the_answer(template):
+    """Special tokens that the chat format does not write around turns are text; <think> is even where it does."""
+    names = ("<think>", "</think>", "<answer>", "<|user|>", "<|assistant|>", "<|turn_end|>", "<s>", "</s>")
+    tokenizer = train_tokenizer(["a b"], 256 + len(SPECIAL_TOKENS) + len(names), special_tokens=SPECIAL_TOKENS + names)
+    tokenizer = dataclasses.replace(tokenizer, chat_template=template)
+    special = tokenizer.special_tokens
+    tokens = [special["<|im_start|>"], special["<s>"], special["<think>"], 97, special["</think>"], special["<answer>"],
+              98, special["</s>"]]
+    whole = "".join(piece.text for piece in pieces(Choice(tokenizer, ()), tokens))
+    assert whole == "<think>a</think><answer>b"
+    controls = {spelling for spelling, id in special.items() if id in control_tokens(tokenizer)}
+    written = {"<|user|>", "<|assistant|>", "<|turn_end|>"} if template == THINKING else set()
+    assert controls == {*SPECIAL_TOKENS, "<s>", "</s>"} | written
 
 
 def test_tokens_behind_a_stop_string_are_not_told(model):
