@@ -37,7 +37,7 @@ class Rendered:
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer, *, tools: Sequence[Mapping[str, Any]] | None = None,
            add_generation_prompt: bool = False, template: str | None = None,
-           variables: Mapping[str, Any] | None = None) -> Rendered:
+           variables: Mapping[str, Any] | None = None, mask: bool = True) -> Rendered:
     """Renders a conversation to token ids with the loss mask.
 
     n messages give a prefix of what n + 1 give, in every one of FORMATS. The ids are those of Hugging Face's
@@ -51,6 +51,8 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer, *, tools: Sequence
         counts.
       template: a name of FORMATS or the source of a Jinja template; None is the tokenizer's own.
       variables: more names for a Jinja template, such as bos_token or enable_thinking.
+      mask: False where only the ids are wanted: nothing in the result counts. A Jinja template that does not mark
+        the assistant's text is then run once, not once per reply.
 
     Returns:
       The ids, and the mask. A token that holds bytes of both a header and the reply does not count.
@@ -69,9 +71,10 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer, *, tools: Sequence
         rendered = _encode(FORMATS[template].write(plain, tools, add_generation_prompt), tokenizer)
     else:
         renderer = Renderer(template, tokenizer.special_tokens, _named_tokens(tokenizer) | dict(variables or {}))
-        pieces, broken = renderer.pieces(plain, tools, add_generation_prompt)
+        pieces, broken = renderer.pieces(plain, tools, add_generation_prompt, mask)
         rendered = _encode(pieces, tokenizer, broken)
-    return Rendered(rendered.ids, [False] * len(rendered.ids)) if add_generation_prompt else rendered
+    counts = mask and not add_generation_prompt
+    return rendered if counts else Rendered(rendered.ids, [False] * len(rendered.ids))
 
 
 def end_of_turn(tokenizer: Tokenizer, template: str | None = None) -> tuple[int, ...]:

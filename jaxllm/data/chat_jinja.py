@@ -55,8 +55,12 @@ class Renderer:
         self.guard = guard_of(self.special_tokens)
         self.pattern = special_pattern(self.special_tokens)
 
-    def pieces(self, messages: Messages, tools: Tools, add_generation_prompt: bool) -> tuple[list[Piece], str]:
+    def pieces(self, messages: Messages, tools: Tools, add_generation_prompt: bool, mask: bool = True
+               ) -> tuple[list[Piece], str]:
         """Renders a conversation.
+
+        Args:
+          mask: False where it need not be told which text is the assistant's.
 
         Returns:
           (pieces, a character to leave out of their text once the special tokens are found).
@@ -67,7 +71,7 @@ class Renderer:
         """
         marks = free_marks([self.source, *strings(messages), *strings(tools or [])])
         text, spans = self.run(messages, tools, add_generation_prompt, marks)
-        if add_generation_prompt:
+        if add_generation_prompt or not mask:
             spans = []
         elif _OPENING.search(self.source):
             spans = [(start, self._with_end(text, end)) for start, end in spans]

@@ -9,6 +9,8 @@ from typing import Any
 Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
+# Lists and objects within each other: every later step, templates among them, goes down into them by recursion.
+MAX_DEPTH = 100
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -45,7 +47,8 @@ def _plain_message(message: Message, where: str) -> dict[str, Any]:
     calls = message.get("tool_calls")
     if calls and role != "assistant":
         raise ValueError(f"{where}: only an assistant's message has tool_calls, this one is of role {role!r}")
-    plain = {str(key): _clean(value) for key, value in message.items() if value is not None and key != "tool_calls"}
+    plain = {str(key): _clean(value, where) for key, value in message.items()
+             if value is not None and key != "tool_calls"}
     plain["role"] = role
     if calls:
         if not isinstance(calls, Sequence) or isinstance(calls, (str, bytes)):
@@ -84,7 +87,7 @@ def _plain_call(call: Any, where: str) -> dict[str, Any]:
             raise ValueError(f"{where}: its arguments are not JSON ({error})") from error
     if not isinstance(arguments, Mapping):
         raise ValueError(f"{where}: its arguments must be an object, or the JSON text of one")
-    plain = {"type": "function", "function": {"name": _clean(function["name"]), "arguments": _clean(arguments)}}
+    plain = {"type": "function", "function": {"name": _clean(function["name"]), "arguments": _clean(arguments, where)}}
     return {"id": _clean(str(call["id"])), **plain} if call.get("id") is not None else plain
 
 
@@ -101,10 +104,10 @@ def plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ValueError(f'tool {number} must be {{"type": "function", "function": {{"name": ..., '
                              f'"parameters": ...}}}}')
-    return [_clean(tool) for tool in tools]
+    return [_clean(tool, f"tool {number}") for number, tool in enumerate(tools)]
 
 
-def _clean(value: Any) -> Any:
+def _clean(value: Any, where: str = "", depth: int = 0) -> Any:
     """Plain JSON types alone, which is all that a template may touch; surrogates as the tokenizer reads them."""
     if isinstance(value, str):
         try:
@@ -112,8 +115,10 @@ def _clean(value: Any) -> Any:
         except UnicodeEncodeError:
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return str(value)
+    if isinstance(value, (Mapping, list, tuple)) and depth >= MAX_DEPTH:
+        raise ValueError(f"{where}: lists and objects nest deeper than {MAX_DEPTH}; make its values flatter")
     if isinstance(value, Mapping):
-        return {_clean(str(key)): _clean(item) for key, item in value.items()}
+        return {_clean(str(key)): _clean(item, where, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_clean(item) for item in value]
+        return [_clean(item, where, depth + 1) for item in value]
     return value if value is None or isinstance(value, (bool, int, float)) else f"<{type(value).__name__}>"
