@@ -21,6 +21,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from jaxllm.data import chat
+from jaxllm.data.chat_guard import strings
 from jaxllm.serve.body import JSONRoute
 from jaxllm.serve.chat_completions import ChatAnswer
 from jaxllm.serve.choices import token_text
@@ -36,6 +37,9 @@ from jaxllm.serve.served import Served
 BEAT_SECONDS = 5.0
 # Modules with `router(served)`, taken in where they are there, and the paths of theirs that need no key.
 PAGES = ("jaxllm.serve.pages", "jaxllm.serve.inspection")
+# What /tokenize takes: templates run in Python, beside the thread of the engine.
+MOST_MESSAGES = 2048
+MOST_CHARACTERS = 2**20
 
 
 def create_app(served: Served, *, api_key: str | None = None, hosts: Sequence[str] = (),
@@ -63,7 +67,7 @@ def create_app(served: Served, *, api_key: str | None = None, hosts: Sequence[st
     app.openapi = _described(app.openapi)
     if cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["GET", "POST"],
-                           allow_headers=["Authorization", "Content-Type"])
+                           allow_headers=["*"], expose_headers=["Retry-After"])
     return app
 
 
@@ -123,19 +127,19 @@ def _token_router(served: Served) -> APIRouter:
     router = APIRouter(route_class=JSONRoute)
 
     @router.post("/tokenize")
-    async def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
+    def tokenize(asked: TokenizeRequest) -> JSONResponse:  # no coroutine: all of it runs beside the event loop
         check_model(served, asked.model)
-        ids = await run_in_threadpool(_token_ids, served, asked)
+        ids = _token_ids(served, asked)
         answer = {"tokens": ids, "count": len(ids), "max_model_len": served.limits.capacity}
         if asked.return_token_strs:
             answer["token_strs"] = [token_text(served.tokenizer, token) for token in ids]
-        return answer
+        return JSONResponse(answer)
 
     @router.post("/detokenize")
-    async def detokenize(asked: DetokenizeRequest) -> dict[str, Any]:
+    def detokenize(asked: DetokenizeRequest) -> JSONResponse:
         check_model(served, asked.model)
         try:
-            return {"prompt": served.tokenizer.decode(asked.tokens)}
+            return JSONResponse({"prompt": served.tokenizer.decode(asked.tokens)})
         except ValueError as error:
             raise ApiError(400, str(error), param="tokens") from error
 
@@ -169,14 +173,23 @@ def _state_router(served: Served) -> APIRouter:
 def _token_ids(served: Served, asked: TokenizeRequest) -> list[int]:
     if (asked.prompt is None) == (asked.messages is None):
         raise ApiError(400, "give either prompt or messages", param="prompt")
-    if asked.prompt is not None:
-        return served.tokenizer.encode(asked.prompt)
+    param = "messages" if asked.prompt is None else "prompt"
+    if len(asked.messages or ()) > MOST_MESSAGES:
+        raise ApiError(400, f"{len(asked.messages)} messages are more than the {MOST_MESSAGES} that one call takes; "
+                            f"send them in parts", param=param)
     try:
-        return chat.render([message.plain() for message in asked.messages], served.tokenizer,
-                           tools=[tool.model_dump(exclude_none=True) for tool in asked.tools or ()] or None,
+        messages = [message.plain() for message in asked.messages or ()]
+        tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
+        characters = sum(map(len, strings([asked.prompt, messages, tools])))
+        if characters > MOST_CHARACTERS:
+            raise ApiError(400, f"{characters} characters are more than the {MOST_CHARACTERS} that one call takes; "
+                                f"send them in parts", param=param)
+        if asked.prompt is not None:
+            return served.tokenizer.encode(asked.prompt)
+        return chat.render(messages, served.tokenizer, tools=tools or None, mask=False,
                            add_generation_prompt=asked.add_generation_prompt).ids
-    except ValueError as error:
-        raise ApiError(400, str(error), param="messages") from error
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, str(error), param=param) from error
 
 
 def _check_place(served: Served) -> None:
@@ -232,7 +245,7 @@ class _EventStream(StreamingResponse):
 async def _events(answer: ChatAnswer | CompletionAnswer) -> AsyncIterator[str]:
     try:
         async for chunk in answer.chunks(BEAT_SECONDS):
-            yield ": waiting\n\n" if chunk is None else f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+            yield ": waiting\n\n" if chunk is None else f"data: {json.dumps(chunk)}\n\n"
         yield "data: [DONE]\n\n"
     except ApiError as error:  # the status has been sent: the error goes where the text would
         yield f"data: {json.dumps(error.body())}\n\n"

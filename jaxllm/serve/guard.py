@@ -54,6 +54,9 @@ class Guard:
             if seen["status"]:
                 raise
             await refusal.response()(scope, receive, counted_send)
+        except Exception:  # answered outside of this middleware, as a 500
+            seen["status"] = seen["status"] or 500
+            raise
         finally:
             self.served.worker.metrics.http_requests.add(1, _label(scope), str(seen["status"] or "none"))
 

@@ -12,6 +12,10 @@ from jaxllm.serve.prepare import Prepared
 from jaxllm.serve.served import Served
 from jaxllm.serve.worker import QueueFull, Stopped
 
+# Events of one request that may wait to be read; with 20 alternatives each some 16 MB. A client that falls behind
+# further does not read its stream, and its request is ended.
+MOST_UNREAD = 8192
+
 
 class Run:
     """The choices of a request.
@@ -31,11 +35,13 @@ class Run:
         self.choices = [Choice(served.tokenizer, request.stop_tokens, prepared.stops, shown)
                         for request in prepared.requests]
         self._arrived: asyncio.Queue[list[tuple[int, Event]] | Exception] = asyncio.Queue()
+        self._unread = 0
+        self._overrun = False
         loop = asyncio.get_running_loop()
 
         def deliver(what: list[tuple[int, Event]] | Exception) -> None:
             try:
-                loop.call_soon_threadsafe(self._arrived.put_nowait, what)
+                loop.call_soon_threadsafe(self._take, what)
             except RuntimeError:  # the loop has closed: nobody is left to tell
                 pass
 
@@ -46,6 +52,19 @@ class Run:
         except Stopped as error:
             raise ApiError(503, f"{error}; start the server again", code="stopping",
                            headers={"Retry-After": "30"}) from error
+
+    def _take(self, what: list[tuple[int, Event]] | Exception) -> None:
+        """Keeps what the worker delivers until it is read; the loop's thread only."""
+        if self._overrun:
+            return
+        if not isinstance(what, Exception):
+            self._unread += len(what)
+            if self._unread > MOST_UNREAD:
+                self._overrun = True
+                self.served.worker.cancel(self._job)
+                what = ApiError(408, f"more than {MOST_UNREAD} tokens waited to be read, and the request was ended; "
+                                     f"read the stream as it comes", code="client_too_slow")
+        self._arrived.put_nowait(what)
 
     async def pieces(self, beat: float | None = None) -> AsyncIterator[tuple[int, Piece] | None]:
         """Yields (number of the choice, what came to it) until all have ended.
@@ -65,6 +84,7 @@ class Run:
                 continue
             if isinstance(arrived, Exception):
                 raise _as_api_error(arrived)
+            self._unread -= len(arrived)
             by_choice: dict[int, list[Event]] = {}
             for number, event in arrived:
                 by_choice.setdefault(number, []).append(event)
@@ -108,6 +128,8 @@ def full(served: Served, reason: str) -> ApiError:
 
 
 def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, ValueError):
         return ApiError(400, str(error))
     if isinstance(error, Stopped):

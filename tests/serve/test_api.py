@@ -1,5 +1,7 @@
 """The real OpenAI client against a real server: every shape, whole and streamed."""
 
+import asyncio
+import dataclasses
 import json
 import math
 
@@ -10,6 +12,10 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 pytest.importorskip("llguidance", reason="needs the extra `serve`")
 httpx = pytest.importorskip("httpx", reason="needs the package httpx")
 openai = pytest.importorskip("openai", reason="needs the package openai")
+
+from jaxllm.data.chat_jinja import Renderer  # noqa: E402
+from jaxllm.data.tokenizer import Tokenizer  # noqa: E402
+from jaxllm.serve import api  # noqa: E402
 
 USER = [{"role": "user", "content": "the cat"}]
 TOOLS = [{"type": "function", "function": {"name": name, "description": "a tool", "parameters": {
@@ -190,6 +196,73 @@ def test_special_tokens_in_text_are_text(server, client, model):
     prompt = httpx.post(server.address + "/tokenize", json={"prompt": "the <|endoftext|>", "return_token_strs": True})
     assert not set(prompt.json()["tokens"]) & controls
     assert "".join(prompt.json()["token_strs"]) == "the <|endoftext|>" and prompt.json()["max_model_len"] == 1024
+
+
+def call_of_depth(depth, name="f"):
+    arguments = '{"a": ' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+    return {"role": "assistant", "content": "", "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}]}
+
+
+@pytest.mark.parametrize("body, sentence", [
+    (dict(messages=USER * 2049), "2049 messages are more than the 2048"),
+    (dict(prompt="a " * 2**20), "2097152 characters are more than the 1048576"),
+    (dict(messages=[{"role": "user", "content": "a " * 2**19}, *USER]), "characters are more than the 1048576"),
+    (dict(messages=[*USER, call_of_depth(101)]), "message 1, tool call 0: lists and objects nest deeper than 100"),
+    (dict(messages=[*USER, call_of_depth(600)]), "message 1, tool call 0: lists and objects nest deeper than 100"),
+])
+def test_what_is_too_large_to_tokenize_is_refused(server, body, sentence):
+    answer = httpx.post(server.address + "/tokenize", json=body, timeout=20)
+    assert answer.status_code == 400 and sentence in answer.json()["error"]["message"]
+
+
+def test_calls_nest_as_deep_as_is_said(server, client):
+    for message, status in ((call_of_depth(100), 200), (call_of_depth(600), 400), (call_of_depth(20_000), 400)):
+        chat = {"messages": [*USER, message, *USER], "max_tokens": 1}
+        assert httpx.post(server.address + "/v1/chat/completions", json=chat).status_code == status
+
+
+def test_a_long_conversation_runs_its_template_once(monkeypatch, server):
+    template = "{% for m in messages %}{{ '<|im_start|>' + m.role + m.content + '<|im_end|>' }}{% endfor %}"
+    monkeypatch.setattr(server.served, "tokenizer", dataclasses.replace(server.served.tokenizer,
+                                                                        chat_template=template))
+    runs, run = [], Renderer.run
+    monkeypatch.setattr(Renderer, "run", lambda self, *args: runs.append(1) or run(self, *args))
+    turns = [*USER, {"role": "assistant", "content": "a rat"}] * 20
+    answer = httpx.post(server.address + "/tokenize", json={"messages": turns, "add_generation_prompt": False})
+    assert answer.json()["count"] > 40 and len(runs) == 1
+
+
+def test_tokens_are_told_beside_the_event_loop(monkeypatch, server):
+    seen, told, decode = [], api.token_text, Tokenizer.decode
+
+    def beside(function):
+        def recorded(*args):
+            seen.append(asyncio._get_running_loop())
+            return function(*args)
+        return recorded
+
+    monkeypatch.setattr(api, "token_text", beside(told))
+    monkeypatch.setattr(Tokenizer, "decode", beside(decode))
+    answer = httpx.post(server.address + "/tokenize", json={"prompt": "zq", "return_token_strs": True})
+    assert answer.json()["token_strs"] == ["z", "q"]
+    assert httpx.post(server.address + "/detokenize", json={"tokens": [97]}).json() == {"prompt": "a"}
+    assert seen == [None] * 3
+
+
+def test_an_event_is_one_line_to_every_client():
+    """U+2028, U+2029 and U+0085 end lines for some clients, the OpenAI client's httpx among them."""
+    text = "a\u2028b\u2029c\u0085d\r\né🙂"
+
+    class Answer:
+        async def chunks(self, beat):
+            yield {"content": text}
+
+    async def read():
+        return "".join([event async for event in api._events(Answer())])
+
+    lines = asyncio.run(read()).splitlines()
+    assert len(lines) == 4 and json.loads(lines[0].removeprefix("data: ")) == {"content": text}
 
 
 @pytest.mark.parametrize("changes, sentence", [

@@ -5,6 +5,7 @@ import concurrent.futures
 import gc
 import json
 import time
+import types
 
 import pytest
 
@@ -12,6 +13,9 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 pytest.importorskip("llguidance", reason="needs the extra `serve`")
 httpx = pytest.importorskip("httpx", reason="needs the package httpx")
 
+from jaxllm.infer.engine import Event, Request  # noqa: E402
+from jaxllm.serve import api, run  # noqa: E402
+from jaxllm.serve.errors import ApiError  # noqa: E402
 from jaxllm.serve.run import Run  # noqa: E402
 from jaxllm.serve.schema import _UNSUPPORTED  # noqa: E402
 from jaxllm.serve.worker import Job  # noqa: E402
@@ -186,6 +190,61 @@ def test_other_sites_may_not_read_the_answers(server):
                                                           "access-control-request-method": "POST"})
     got = httpx.get(server.address + "/v1/models", headers={"origin": "https://x.example"})
     assert not any(name.startswith("access-control") for name in (*asked.headers, *got.headers))
+
+
+def test_a_page_of_an_allowed_origin_may_use_the_openai_client(server):
+    """The OpenAI client in a browser sends headers of its own, and reads Retry-After."""
+    app = api.create_app(server.served, cors_origins=("https://a.example",))
+    wanted = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
+
+    async def ask(method, path, **headers):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            return await client.request(method, path, headers={key.replace("_", "-"): value
+                                                               for key, value in headers.items()})
+
+    preflight = dict(access_control_request_method="POST", access_control_request_headers=wanted)
+    asked = asyncio.run(ask("OPTIONS", CHAT, origin="https://a.example", **preflight))
+    assert asked.status_code == 200 and asked.headers["access-control-allow-origin"] == "https://a.example"
+    assert asked.headers["access-control-allow-headers"] == wanted
+    got = asyncio.run(ask("GET", "/health", origin="https://a.example"))
+    assert got.headers["access-control-expose-headers"] == "Retry-After"
+    assert asyncio.run(ask("OPTIONS", CHAT, origin="https://b.example", **preflight)).status_code == 400
+
+
+def test_a_failure_is_counted_as_a_500(monkeypatch, server):
+    monkeypatch.setattr(api, "prepare_chat", lambda *_: 1 / 0)
+    answer = httpx.post(server.address + CHAT, json=body())
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
+    counts = server.served.worker.metrics.http_requests.values
+    assert sum(count for (_, status), count in counts.items() if status == "500") == 1
+    assert not any(status == "none" for _, status in counts)
+
+
+def test_a_stream_that_nobody_reads_is_ended(monkeypatch, model):
+    monkeypatch.setattr(run, "MOST_UNREAD", 20)
+    given, cancelled = [], []
+    worker = types.SimpleNamespace(submit=lambda requests, deliver: given.append(deliver) or "the job",
+                                   cancel=lambda job, number=None: cancelled.append((job, number)))
+    served = types.SimpleNamespace(worker=worker, tokenizer=model[2])
+    prepared = types.SimpleNamespace(requests=(Request(prompt=(1,), max_tokens=500),), stops=())
+
+    async def read(bursts):
+        """Text of `bursts` of events, each read before the next comes."""
+        running, text = Run(served, prepared), ""
+        pieces = running.pieces()
+        for size in bursts:
+            for _ in range(size):
+                given[-1]([(0, Event(0, 97))])
+            await asyncio.sleep(0.01)
+            assert running._arrived.qsize() <= 21
+            for _ in range(size):
+                text += (await anext(pieces))[1].text
+        return text
+
+    assert asyncio.run(read([20, 20, 20])) == "a" * 60 and not cancelled
+    with pytest.raises(ApiError, match="more than 20 tokens waited to be read"):
+        asyncio.run(read([20, 300]))
+    assert cancelled == [("the job", None)]
 
 
 def test_a_broken_engine_is_a_500_for_everybody_and_ill_health(serving):
