@@ -124,7 +124,7 @@ class Sampling(Strict):
     top_p: Finite | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=2**31 - 1, description="extension; 0 is off")
     min_p: Finite | None = Field(None, ge=0, le=1, description="extension; 0 is off")
-    repetition_penalty: Finite | None = Field(None, gt=0, le=100, description="extension; 1 is off")
+    repetition_penalty: Finite | None = Field(None, ge=1e-6, le=100, description="extension; 1 is off")
 
     # Accepted: bookkeeping of the caller, which changes no answer.
     user: str | None = None
@@ -141,6 +141,8 @@ class Sampling(Strict):
     def settings(self) -> SamplingSettings:
         """How tokens are drawn."""
         given = {key: getattr(self, key) for key in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+        if given["temperature"] is not None and given["temperature"] < 1e-6:
+            given["temperature"] = 0.0  # clients write "almost 0" for greedy
         return SamplingSettings(**{key: value for key, value in given.items() if value is not None})
 
     def stops(self) -> tuple[str, ...]:
