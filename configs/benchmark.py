@@ -4,7 +4,7 @@
     python -m experiments.benchmark --workdir=runs/benchmark
     python -m experiments.benchmark --config.sections="('loader',)" --config.loader.tokens="(5_000_000, 500_000_000)"
 
-About 25 minutes on 2 CPU cores. Written: benchmark.md (the table of docs/benchmarks.md) and benchmark.json.
+About an hour on 2 CPU cores. Written: benchmark.md (the table of docs/benchmarks.md) and benchmark.json.
 Expected: docs/benchmarks.md.
 """
 
