@@ -6,10 +6,10 @@ import os
 import pathlib
 import shutil
 
-import httpx
 import numpy as np
 import pytest
 
+httpx = pytest.importorskip("httpx", reason="needs the package httpx")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
 CHROMIUM = os.environ.get("JAXLLM_CHROMIUM") or next(
