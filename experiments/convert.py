@@ -213,7 +213,7 @@ def to_model_folder(folder: pathlib.Path, model: Model, name: str) -> None:
     model.params = None
     for i in range(len(leaves)):
         leaves[i] = jax.device_put(leaves[i], jax.local_devices(backend="cpu")[0]).block_until_ready()
-    save_model(folder, tree.unflatten(leaves), model.config, model.tokenizer or NoTokenizer())
+    save_model(folder, tree.unflatten(leaves), model.config, model.tokenizer)
     record = {"source": name, "dtype": usual, "others": {key: d for key, d in dtypes.items() if d != usual}}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if model.originals:
@@ -225,13 +225,6 @@ def names_of_dtypes(model: Model) -> dict[str, str]:
     """Hugging Face's name of each tensor -> dtype; no reference to the weights is left behind."""
     state = HuggingFaceState(model.params, model.config)
     return {name: state.dtype(name).name for name in state}
-
-
-class NoTokenizer:
-    """Stands where `save_model` asks for a tokenizer and there is none: nothing is written."""
-
-    def save(self, folder: str | os.PathLike) -> None:
-        pass
 
 
 def to_hugging_face_folder(folder: pathlib.Path, model: Model, shard_bytes: int) -> None:

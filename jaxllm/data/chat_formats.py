@@ -41,14 +41,17 @@ class Format:
 
 
 def own(text: str, counts: bool = False) -> Piece:
+    """The format's own text: special tokens in it are meant."""
     return Piece(text, True, counts)
 
 
 def foreign(text: str, counts: bool = False) -> Piece:
+    """What somebody wrote: a special token's spelling in it is text."""
     return Piece(text, False, counts)
 
 
 def to_json(value: Any) -> str:
+    """JSON on one line, letters beyond ASCII as they are."""
     return json.dumps(value, ensure_ascii=False)
 
 

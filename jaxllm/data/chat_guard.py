@@ -78,6 +78,7 @@ def special_pattern(special_tokens: tuple[str, ...]) -> re.Pattern:
 
 
 def strings(value: Any) -> Iterable[str]:
+    """Every text in a tree of mappings and lists, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

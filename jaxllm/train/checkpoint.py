@@ -137,8 +137,10 @@ def _check_same(saved: Any, target: Any, where: Path) -> None:
                          f"Use the settings it was made with, or another workdir")
 
 
-def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Tokenizer) -> None:
+def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
     """Writes a model folder, whole or not at all; one that is already there is replaced.
+
+    Without a tokenizer (None: one that is not read here) `load_model` refuses the folder; its weights can be converted.
 
     Every process of a run must call it: each writes its own part of the weights.
 
@@ -162,7 +164,8 @@ def save_model(folder: Path, params: Params, config: ModelConfig, tokenizer: Tok
         if first:
             temporary.mkdir(parents=True)
             save_config(config, temporary / "config.json")
-            tokenizer.save(temporary / "tokenizer")
+            if tokenizer is not None:
+                tokenizer.save(temporary / "tokenizer")
         multihost_utils.sync_global_devices("model folder begun")
         largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
         # orbax's buffers hold two leaves at a time, not a second copy of the model; less than one is an error there.
