@@ -316,7 +316,7 @@ def test_a_kill_between_the_two_renames_loses_no_model(tmp_path, tokenizer):
     save_model(tmp_path / "model", params, CONFIG, tokenizer)
     os.replace(tmp_path / "model", tmp_path / "model.old")
     with pytest.raises(OSError, match="could not be written"):
-        save_model(tmp_path / "model", params, CONFIG, None)
+        save_model(tmp_path / "model", params, CONFIG, object())
     assert_same_bits(load_model(tmp_path / "model")[0], params)
 
 
