@@ -12,7 +12,6 @@ import os
 import pathlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 
 import jax
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from experiments import launch
 from jaxllm.data.chat import end_of_turn
-from jaxllm.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
+from jaxllm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxllm.data.tokenizer_gguf import tokenizer_from_gguf, tokenizer_to_gguf
 from jaxllm.data.tokenizer_hugging_face import (
     JINJA,
@@ -38,7 +37,7 @@ from jaxllm.model.gguf_read import read_gguf
 from jaxllm.model.gguf_write import SCHEMES, write_gguf
 from jaxllm.model.hub import PICKLES, find_tensors, inside, read_hugging_face, write_hugging_face
 from jaxllm.model.params import Params, count_params
-from jaxllm.train.checkpoint import load_model, save_model
+from jaxllm.train.checkpoint import load_weights, save_model
 
 FORMATS = ("hugging_face", "gguf", "jaxllm")
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
@@ -180,19 +179,11 @@ def from_model_folder(source: pathlib.Path, dtype: np.dtype | None) -> Model:
     wanted = dtype or DTYPES["float32" if others else record["dtype"]]
     note = "" if (source / "tokenizer").is_dir() else f"{source} was converted without one"
     print(f"reading {source}", flush=True)
-    params, config, tokenizer = load_weights(source, wanted) if note else load_model(source, dtype=wanted)
+    params, config = load_weights(source, dtype=wanted)
+    tokenizer = None if note else load_tokenizer(source / "tokenizer")
     names = HuggingFaceState(params, config) if others else ()
     return Model(params, config, tokenizer, note, {name: others.get(name, record["dtype"]) for name in names},
                  originals if originals.is_dir() else None)
-
-
-def load_weights(source: pathlib.Path, dtype: np.dtype) -> tuple[Params, ModelConfig, None]:
-    """A model folder without a tokenizer, which `load_model` asks for: it sees a stand-in."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("params", "config.json"):
-            os.symlink(source / name, pathlib.Path(folder, name))
-        train_tokenizer([], 256 + len(SPECIAL_TOKENS)).save(pathlib.Path(folder, "tokenizer"))
-        return *load_model(folder, dtype=dtype)[:2], None
 
 
 def read_tokenizer(read: Callable[[], Tokenizer]) -> tuple[Tokenizer | None, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxllm.model.convert import from_hugging_face, hugging_face_shapes
 from jaxllm.model.convert_config import FAMILIES, family
 from jaxllm.model.gguf_file import GgufFile, GgufTensor, read_gguf_file
 from jaxllm.model.gguf_names import ROPE_FACTORS, config_from_metadata, from_gguf, gguf_name, gguf_shape
-from jaxllm.model.hub import Progress
+from jaxllm.model.hub import LazyState, Progress
 from jaxllm.model.params import Params
 
 
@@ -86,25 +86,13 @@ def _match(file: GgufFile, config: ModelConfig, kind: str) -> dict[str, GgufTens
     return names
 
 
-class _GgufState(Mapping[str, np.ndarray]):
+class _GgufState(LazyState):
     """Hugging Face's names -> arrays as there, each read and dequantised when it is asked for."""
 
-    def __init__(self, tensors: dict[str, GgufTensor], config: ModelConfig, kind: str, dtype: np.dtype,
+    def __init__(self, tensors: Mapping[str, GgufTensor], config: ModelConfig, kind: str, dtype: np.dtype,
                  progress: Progress | None) -> None:
-        self._tensors, self._config, self._kind, self._dtype = tensors, config, kind, dtype
-        self._progress = progress
+        super().__init__(tensors, dtype, progress)
+        self._config, self._kind = config, kind
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        array = from_gguf(name, self._tensors[name].read(), self._config, self._kind)
-        if self._progress:
-            self._progress(self._tensors[name].size)
-        return array.astype(self._dtype, copy=False)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    def _read(self, name: str) -> np.ndarray:
+        return from_gguf(name, super()._read(name), self._config, self._kind)

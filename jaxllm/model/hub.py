@@ -30,19 +30,19 @@ Progress = Callable[[int], None]  # called with the bytes of each tensor that is
 
 
 class LazyState(Mapping[str, np.ndarray]):
-    """Tensors of safetensors files by name, each read when it is asked for.
+    """Tensors of files by name, each read when it is asked for.
 
     Args:
-      tensors: where each lies.
+      tensors: where each lies: something with `read()` and `size`, in bytes.
       dtype: to convert to on reading; None keeps each tensor's own.
       progress: called with the bytes of each tensor read.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], dtype: Any = None, progress: Progress | None = None) -> None:
+    def __init__(self, tensors: Mapping[str, Any], dtype: Any = None, progress: Progress | None = None) -> None:
         self._tensors, self._dtype, self._progress = tensors, dtype, progress
 
     def __getitem__(self, name: str) -> np.ndarray:
-        array = self._tensors[name].read()
+        array = self._read(name)
         if self._progress:
             self._progress(self._tensors[name].size)
         return array if self._dtype is None else array.astype(self._dtype, copy=False)
@@ -55,6 +55,9 @@ class LazyState(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def _read(self, name: str) -> np.ndarray:
+        return self._tensors[name].read()
 
 
 def inside(folder: str | os.PathLike, name: str) -> pathlib.Path:

@@ -189,6 +189,20 @@ def load_model(folder: Path, *, dtype: Any = jnp.float32, shardings: Any = None
                ) -> tuple[Params, ModelConfig, Tokenizer]:
     """Reads a model folder, or the `model/` inside a run folder.
 
+    Args, Raises: as `load_weights`; also FileNotFoundError or ValueError for a tokenizer that is missing or damaged.
+    """
+    params, config = load_weights(folder, dtype=dtype, shardings=shardings)
+    return params, config, load_tokenizer(_model_folder(folder) / "tokenizer")
+
+
+def _model_folder(folder: Path) -> pathlib.Path:
+    folder = pathlib.Path(folder).absolute()
+    return folder / "model" if (folder / "model" / "config.json").exists() else folder
+
+
+def load_weights(folder: Path, *, dtype: Any = jnp.float32, shardings: Any = None) -> tuple[Params, ModelConfig]:
+    """Reads a model folder, or the `model/` inside a run folder, but for its tokenizer.
+
     Args:
       folder: either.
       dtype: of the weights in memory.
@@ -198,9 +212,7 @@ def load_model(folder: Path, *, dtype: Any = jnp.float32, shardings: Any = None
       FileNotFoundError: when there is no model, saying what was looked for.
       ValueError: when the weights do not fit the configuration beside them.
     """
-    folder = pathlib.Path(folder).absolute()
-    if (folder / "model" / "config.json").exists():
-        folder = folder / "model"
+    folder = _model_folder(folder)
     if not (folder / "params").exists() or not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} is not a model: it needs config.json, params/ and tokenizer/, or a model/ "
                                 f"that holds them; a run writes it when it ends or is interrupted")
@@ -213,4 +225,4 @@ def load_model(folder: Path, *, dtype: Any = jnp.float32, shardings: Any = None
     with ocp.StandardCheckpointer() as checkpointer:
         _check_same(checkpointer.metadata(folder / "params").item_metadata, target, folder / "params")
         params = checkpointer.restore(folder / "params", target)
-    return params, config, load_tokenizer(folder / "tokenizer")
+    return params, config
