@@ -28,6 +28,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Threads that PyTorch computes with; 0 = the physical cores, which JAX takes by itself.
     config.threads = 0
 
+    _training(config)
+    _decoding(config)
+    _engine(config)
+    _loader_and_startup(config)
+    return config
+
+
+def _training(config: ConfigDict) -> None:
+    """Sections train_cpu and train_gpu."""
     # Rivals in training: "unrolled/scan DTYPE" and "plain/transformers eager/compiled DTYPE".
     config.train_cpu = ConfigDict()
     config.train_cpu.ours = ("unrolled float32", "scan float32", "unrolled bfloat16", "scan bfloat16")
@@ -39,6 +48,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "b": case("6 layers, 256 wide", 4096, 256, 6, 8, 256, batch=8),
         "c": case("GPT-2 124M", 50257, 768, 12, 12, 256, batch=2, together=False)})
 
+    # As train_cpu, on a GPU.
+    config.train_gpu = ConfigDict()
+    config.train_gpu.ours = ("scan bfloat16", "unrolled bfloat16")
+    config.train_gpu.peers = ("plain compiled bfloat16",)
+    config.train_gpu.cases = ConfigDict({
+        "124M": case("GPT-2 124M", 50257, 768, 12, 12, 1024, batch=16, chunks=4, together=False),
+        "1558M": case("GPT-2 1558M", 50257, 1600, 48, 25, 1024, batch=4, chunks=4, together=False)})
+
+
+def _decoding(config: ConfigDict) -> None:
+    """Sections generate and generate_gpu."""
     # Greedy generation with the cache on the CPU: prompts of `prompt` tokens, `new` more for each.
     config.generate = ConfigDict()
     config.generate.models = ("gpt2_124m", "smollm2_135m")
@@ -64,13 +84,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "prompt": 32, "new": 128, "ours": ("bfloat16", "int8"), "transformers": ("bfloat16",), "llama_cpp": (),
         "finalists": 2, "rounds": 3, "together": False})
 
-    # Batches of batch x length tokens out of a corpus of `tokens` (2 bytes each; 500_000_000 is 1 GB).
-    config.loader = ConfigDict()
-    config.loader.tokens = (5_000_000,)
-    config.loader.batch = 32
-    config.loader.length = 1024
-    config.loader.seconds = 3.0
 
+def _engine(config: ConfigDict) -> None:
+    """Section engine."""
     # The engine: `requests` that arrive at random, `per_second` of them, served on so many slots, 1 first.
     config.engine = ConfigDict()
     config.engine.model = "smollm2_135m"
@@ -87,19 +103,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.engine.per_second = 8.0
     config.engine.rounds = 3
 
+
+def _loader_and_startup(config: ConfigDict) -> None:
+    """Sections loader and startup."""
+    # Batches of batch x length tokens out of a corpus of `tokens` (2 bytes each; 500_000_000 is 1 GB).
+    config.loader = ConfigDict()
+    config.loader.tokens = (5_000_000,)
+    config.loader.batch = 32
+    config.loader.length = 1024
+    config.loader.seconds = 3.0
+
     # From the start of the process to the first finished training step.
     config.startup = ConfigDict()
     config.startup.case = case("6 layers, 256 wide", 4096, 256, 6, 8, 256, batch=8)
     config.startup.ours = "unrolled float32"
-
-    # As train_cpu, on a GPU.
-    config.train_gpu = ConfigDict()
-    config.train_gpu.ours = ("scan bfloat16", "unrolled bfloat16")
-    config.train_gpu.peers = ("plain compiled bfloat16",)
-    config.train_gpu.cases = ConfigDict({
-        "124M": case("GPT-2 124M", 50257, 768, 12, 12, 1024, batch=16, chunks=4, together=False),
-        "1558M": case("GPT-2 1558M", 50257, 1600, 48, 25, 1024, batch=4, chunks=4, together=False)})
-    return config
 
 
 def case(name: str, vocab_size: int, dim: int, layers: int, heads: int, length: int, batch: int, chunks: int = 1,
