@@ -16,6 +16,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from experiments import launch, report
+from experiments.findings import markdown_table
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -44,7 +45,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     name = f"{settings.name} on {inputs.paths_file or inputs.folder}"
     curation_report.write(folder, rows, f"Curation: {name}", config.report_documents,
                           f"{rows.stages[0].documents:,} pages read, {rows.stages[-1].documents:,} documents kept")
-    print(curation_report.markdown_table(curation_report.funnel_rows(rows)))
+    print(markdown_table(curation_report.funnel_rows(rows)))
     point_to(folder, pathlib.Path(workdir) / "latest")
     if config.tokens.make:
         write_shards(config.tokens, folder)

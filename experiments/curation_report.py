@@ -13,6 +13,7 @@ import urllib.parse
 from collections.abc import Iterator
 
 from experiments import report
+from experiments.findings import html_table, markdown_table
 from jaxllm.data.curate.funnel import Funnel
 
 KEPT, DROPPED = "#2a6fdb", "#d9822b"
@@ -96,23 +97,6 @@ def funnel_rows(rows: Funnel) -> list[list[str]]:
                       f"{stage.seconds:.1f}"])
         before = stage.documents
     return table
-
-
-def html_table(table: list[list[str]]) -> str:
-    """Numbers to the right; only text may be broken into lines."""
-    def cell(text: str) -> str:
-        kind = "n" if text[:1].isdigit() else "text" if " " in text else ""
-        return f"<td class=\"{kind}\">{html.escape(text)}</td>"
-
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in table[0])
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in table[1:])
-    return f"<table class=\"wide\"><tr>{head}</tr>{body}</table>"
-
-
-def markdown_table(table: list[list[str]]) -> str:
-    """The same for a reader of text."""
-    lines = ["| " + " | ".join(row) + " |" for row in table]
-    return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
 
 
 def funnel_picture(rows: Funnel) -> str:

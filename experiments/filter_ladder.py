@@ -7,18 +7,14 @@
 
 from __future__ import annotations
 
-import html
 import importlib.util
-import json
 import pathlib
 import time
 
-import jax
 from ml_collections import ConfigDict
 
-from experiments import launch, report
-from experiments.curation_report import html_table, markdown_table
-from experiments.filter_ladder_numbers import Section, Table
+from experiments import launch
+from experiments.findings import write
 
 SECTIONS = ("planted", "real", "ablation")
 
@@ -62,25 +58,6 @@ def check(config: ConfigDict) -> None:
         if value < least:
             raise ValueError(f"config.{path}: {value}, which must be {least} or more"
                              + (": an interval over seeds needs two" if path == "ablation.seeds" else ""))
-
-
-def write(found: Section, folder: pathlib.Path, config: ConfigDict, seconds: float) -> None:
-    """The section's files, and its tables on the terminal."""
-    note = f"{jax.devices()[0].device_kind} · {seconds:.0f} s"
-    report.write_text(folder / "results.json", json.dumps(found.numbers, indent=2) + "\n")
-    text = f"# {found.title}\n\n{note}\n\n" + "\n".join(map(markdown, found.tables))
-    report.write_text(folder / "report.md", text)
-    sections = [*found.pictures]
-    sections += [(table.title, html_table(table.rows) + f'<p class="dim">{html.escape(table.note)}</p>')
-                 for table in found.tables]
-    sections.append(("Settings", report.table(sorted(config.to_dict().items()))))
-    report.write_text(folder / "report.html", report.page(found.title, note, sections))
-    print(f"{text}\nwritten: {folder}/report.html, report.md, results.json", flush=True)
-
-
-def markdown(table: Table) -> str:
-    """A table under its heading, its note below."""
-    return f"## {table.title}\n\n{markdown_table(table.rows)}\n\n{table.note}\n"
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ from ml_collections import ConfigDict
 
 from experiments import report
 from experiments.curation_report import documents
-from experiments.filter_ladder_numbers import Section, Table, spread, t_interval
 from experiments.filter_ladder_planted import RECIPES, with_blocked
+from experiments.findings import Findings, Table
 from jaxllm.data import world, world_web
 from jaxllm.data.curate import recipe, run
 from jaxllm.data.curate.stages import Inputs
 from jaxllm.data.packing import Batch
 from jaxllm.data.tokenizer import Tokenizer, train_tokenizer
+from jaxllm.evals.intervals import spread, t_interval
 from jaxllm.model.config import Execution, ModelConfig
 from jaxllm.model.params import init
 from jaxllm.train.objective import evaluate, next_token_objective
@@ -36,7 +37,7 @@ FULL, EXTRACTED, RAW = "full recipe", "extraction alone", "no stage: HTML as tex
 RANDOM = "random, as much as the recipe"
 
 
-def section(config: ConfigDict, workdir: pathlib.Path) -> Section:
+def section(config: ConfigDict, workdir: pathlib.Path) -> Findings:
     """Curates every variant of every seed, trains on each, and compares with the full recipe of the same seed."""
     settings, tokenizer, train = config.ablation, None, None
     kept: dict[str, list[int]] = {}
@@ -178,7 +179,7 @@ def make_trainer(settings: ConfigDict, tokenizer: Tokenizer,
 
 
 def describe(settings: ConfigDict, kept: Mapping[str, list[int]], tokens: Mapping[str, list[int]],
-             bits: Mapping[str, list[float]]) -> Section:
+             bits: Mapping[str, list[float]]) -> Findings:
     """The table against the full recipe, paired by seed, and its picture."""
     rows = [["training data", "pages", "tokens", "bits per byte [95%, t over seeds]", "less the full recipe's, paired",
              "what can be said"]]
@@ -213,4 +214,4 @@ def describe(settings: ConfigDict, kept: Mapping[str, list[int]], tokens: Mappin
             middle, default=0) > 0.5 else "linear")
     pictures = [("Difference to the full recipe, 95%", report.picture(draw, height=0.9 + 0.28 * len(gaps), grid="x"))]
     numbers = {"bits_per_byte": dict(bits), "pages": dict(kept), "tokens": dict(tokens), "gaps": gaps}
-    return Section("Ablation: the model that each stage leads to", [table], pictures, numbers)
+    return Findings("Ablation: the model that each stage leads to", [table], pictures, numbers)

@@ -12,8 +12,9 @@ import numpy as np
 from scipy.sparse import csr_matrix, triu
 
 from experiments import report
-from experiments.filter_ladder_numbers import Table, share, wilson
+from experiments.findings import Table
 from jaxllm.data.curate import recipe, words
+from jaxllm.evals.intervals import share, wilson
 
 
 @dataclasses.dataclass(frozen=True)

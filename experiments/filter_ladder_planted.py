@@ -14,10 +14,12 @@ from ml_collections import ConfigDict
 from experiments import report
 from experiments.curation_report import documents
 from experiments.filter_ladder_minhash import Pairs, match_picture, match_table, read_pairs
-from experiments.filter_ladder_numbers import Section, Table, bootstrap, share, spread, word_f1
+from experiments.filter_ladder_numbers import word_f1
+from experiments.findings import Findings, Table
 from jaxllm.data import world, world_web
 from jaxllm.data.curate import extractor, recipe, run, steps
 from jaxllm.data.curate.stages import Inputs
+from jaxllm.evals.intervals import bootstrap, share, spread
 
 PAGE_STAGES = recipe.STAGES[1:-2]  # url ... fineweb: they look at one page
 RECIPES = {"fineweb": recipe.fineweb, "fast": recipe.fast}
@@ -41,9 +43,9 @@ class Seen:
     after: str | None = None
 
 
-def section(config: ConfigDict, workdir: pathlib.Path) -> Section:
+def section(config: ConfigDict, workdir: pathlib.Path) -> Findings:
     """Precision and recall of every stage, extraction, personal data and MinHash, per recipe, over all seeds."""
-    found = Section("Planted pages: each stage against the truth")
+    found = Findings("Planted pages: each stage against the truth")
     settings = config.planted
     for name in settings.recipes:
         seen: list[Seen] = []

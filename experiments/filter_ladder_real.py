@@ -18,19 +18,11 @@ from ml_collections import ConfigDict
 
 from experiments import report
 from experiments.curation_report import documents, funnel_picture, funnel_rows
-from experiments.filter_ladder_numbers import (
-    Section,
-    Table,
-    benchmark_scores,
-    bootstrap,
-    difference,
-    share,
-    shingle_counts,
-    spread,
-    wilson,
-)
+from experiments.filter_ladder_numbers import benchmark_scores, shingle_counts
 from experiments.filter_ladder_planted import RECIPES
+from experiments.findings import Findings, Table
 from jaxllm.data.curate import extractor, funnel, recipe, run, stages, steps, words
+from jaxllm.evals.intervals import bootstrap, difference, share, spread, wilson
 
 FILES = {"extraction": "html/article_extraction_benchmark.tar.xz",
          "language": "lang/lingua_sentences_24_languages.tar.xz", "pii": "pii/presidio_synth_v2.json.xz",
@@ -42,7 +34,7 @@ EXTRACTORS = {"trafilatura, favor_precision": ("trafilatura", {"favor_precision"
 COVERED = {"EMAIL_ADDRESS": "emails", "IP_ADDRESS": "ips"}
 
 
-def section(config: ConfigDict, workdir: pathlib.Path) -> Section | None:
+def section(config: ConfigDict, workdir: pathlib.Path) -> Findings | None:
     """All measurements on the folder of real data; None, said aloud, without one.
 
     Raises:
@@ -55,7 +47,7 @@ def section(config: ConfigDict, workdir: pathlib.Path) -> Section | None:
     if missing := [name for name in FILES.values() if not (root / name).exists()]:
         raise FileNotFoundError(f"{root} lacks {', '.join(missing)}; leave \"real\" out of config.sections, or name "
                                 "another folder in config.real_data")
-    found = Section("Real data: labels that others gave")
+    found = Findings("Real data: labels that others gave")
     for part in (extraction, language, pii, quality):
         part(config, root, found)
         print(f"real: {part.__name__} done", flush=True)
@@ -63,7 +55,7 @@ def section(config: ConfigDict, workdir: pathlib.Path) -> Section | None:
     return found
 
 
-def extraction(config: ConfigDict, root: pathlib.Path, found: Section) -> None:
+def extraction(config: ConfigDict, root: pathlib.Path, found: Findings) -> None:
     """The article extraction benchmark by its own metric, and the speed of each extractor."""
     pages, truth = {}, {}
     with tarfile.open(root / FILES["extraction"], "r:xz") as archive:
@@ -100,7 +92,7 @@ def extraction(config: ConfigDict, root: pathlib.Path, found: Section) -> None:
                               f"of {first}, paired by page: {'; '.join(gaps)}. One process."))
 
 
-def language(config: ConfigDict, root: pathlib.Path, found: Section) -> None:
+def language(config: ConfigDict, root: pathlib.Path, found: Findings) -> None:
     """The language of single sentences, and what the filter of the recipe would keep as English."""
     settings = recipe.Language(model=config.language_model)
     step = steps.Language(settings)
@@ -135,7 +127,7 @@ def language(config: ConfigDict, root: pathlib.Path, found: Section) -> None:
     found.pictures.append(("Language, single sentences", report.picture(draw, grid="y")))
 
 
-def pii(config: ConfigDict, root: pathlib.Path, found: Section) -> None:
+def pii(config: ConfigDict, root: pathlib.Path, found: Findings) -> None:
     """Labelled emails and addresses that are replaced, and what else is."""
     with lzma.open(root / FILES["pii"], "rt", encoding="utf-8") as file:
         rows = json.load(file)
@@ -182,7 +174,7 @@ def filters_of(settled: recipe.Recipe) -> dict[str, BaseFilter]:
     return dict(zip(("gopher_repetition", "gopher_quality", "c4", "fineweb"), made, strict=True))
 
 
-def quality(config: ConfigDict, root: pathlib.Path, found: Section) -> None:
+def quality(config: ConfigDict, root: pathlib.Path, found: Findings) -> None:
     """What each filter keeps of texts that people called good, less what it keeps of the others."""
     with lzma.open(root / FILES["quality"], "rt", encoding="utf-8") as file:
         texts = [json.loads(line) for line in file if line.strip()]
@@ -206,7 +198,7 @@ def quality(config: ConfigDict, root: pathlib.Path, found: Section) -> None:
                               "agrees with them keeps more of the good: the difference is above zero."))
 
 
-def crawl(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, found: Section) -> None:
+def crawl(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, found: Findings) -> None:
     """The real WARCs from end to end, by each recipe; what a run refuses is told."""
     source = workdir / "crawl"
     source.mkdir(parents=True, exist_ok=True)

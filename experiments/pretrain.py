@@ -23,14 +23,9 @@ from experiments import dry_run, launch, report
 from experiments.training import Run, plan
 from jaxllm.train import loop, sharding
 
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print sizes, FLOPs and memory of the run on its mesh; train nothing.")
 
-
-def main(config: ConfigDict, workdir: str) -> None:
-    """Runs or resumes the experiment in `workdir`."""
-    if DRY_RUN.present and DRY_RUN.value:
-        dry_run.run(config, functools.partial(plan, config))
-        return
+def main(config: ConfigDict, workdir: str) -> bool:
+    """Runs or resumes the experiment in `workdir`; returns whether all its steps are taken."""
     check(config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
@@ -43,7 +38,9 @@ def main(config: ConfigDict, workdir: str) -> None:
     with jax.set_mesh(mesh), loop.StopRequest() as stop:
         with contextlib.closing(Run(config, folder, corpus, made, begun)) as run:
             state = run.train(stop)
-            run.finish(state, interrupted=stop.requested and int(state.step) < config.steps)
+            finished = int(state.step) == config.steps
+            run.finish(state, interrupted=not finished)
+    return finished
 
 
 def check(config: ConfigDict) -> None:
@@ -63,4 +60,7 @@ def check(config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main, default_config="configs/pretrain_tiny.py")
+    # Here, so that an experiment which pretrains on its way has no such flag.
+    DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print sizes, FLOPs and memory of the run on its mesh; no training.")
+    launch.run(lambda config, workdir: dry_run.run(config, functools.partial(plan, config)) if DRY_RUN.value
+               else main(config, workdir), default_config="configs/pretrain_tiny.py")

@@ -87,6 +87,11 @@ def table(rows: Sequence[tuple[str, Any]]) -> str:
     return f"<table>{cells}</table>"
 
 
+def settings(config: ConfigDict) -> str:
+    """The keys of a config and their values as a table."""
+    return table(sorted(_flatten(config.to_dict()).items()))
+
+
 def curves(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, x_label: str, y_label: str,
            log_y: bool = False) -> str:
     """Line plots (label, x, y) on one pair of axes, as an SVG inside a figure element."""
@@ -145,7 +150,7 @@ def write_pretraining(folder: pathlib.Path, config: ConfigDict) -> None:
             + curves([line("learning rate", steps, "learning_rate")], x_label="million tokens", y_label="rate")))
         sections.append(("Speed", curves([line("tokens/s", steps[1:], "tokens_per_second")], x_label="million tokens",
                                          y_label="tokens per second")))
-    sections.append(("Settings", table(sorted(_flatten(config.to_dict()).items()))))
+    sections.append(("Settings", settings(config)))
     write_text(folder / "report.html", page("Pretraining", _summary(steps, checks, config), sections))
 
 

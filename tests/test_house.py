@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "model": {"model"},
     "train": {"data", "model", "train"},
     "infer": {"data", "model", "infer"},
+    "evals": {"data", "model", "train", "infer", "evals"},
     "serve": {"data", "model", "infer", "serve"},
 }
 

@@ -70,6 +70,17 @@ SIZES = {
         lists=1600,
         problems=2400,
     ),
+    # For experiments on what a model knows: many people that it can know, and a long tail of people told once.
+    "lab": WorldSize(
+        people=(160, 40, 60, 1500, 600),
+        places=(12, 16, 16, 16, 12),
+        things=(8, 8, 8, 40, 20),
+        times_told=(30, 8, 2, 1, 0),
+        held_out_share=0.15,
+        stories=100,
+        lists=3000,
+        problems=600,
+    ),
     "large": WorldSize(
         people=(400, 800, 1600, 24000, 4000),
         places=(40, 60, 60, 60, 40),

@@ -12,6 +12,7 @@ from experiments import filter_ladder  # noqa: E402
 from experiments import filter_ladder_numbers as numbers  # noqa: E402
 from experiments.filter_ladder_minhash import theory  # noqa: E402
 from jaxllm.data.curate import hashed_list, recipe, steps  # noqa: E402
+from jaxllm.evals import intervals  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
@@ -46,9 +47,9 @@ def test_planted_pages_fall_where_they_should(planted):
 def test_numbers_against_their_definitions():
     draw = np.random.default_rng(0)
     values = draw.normal(3.0, 1.0, 400)
-    mean, low, high = numbers.bootstrap(values, lambda rows: float(np.mean(rows)), 500)
+    mean, low, high = intervals.bootstrap(values, lambda rows: float(np.mean(rows)), 500)
     assert low < 3.0 < high and abs((high - low) / 2 - 1.96 / 20) < 0.02 and mean == pytest.approx(values.mean())
-    mean, low, high = numbers.t_interval([1.0, 2.0, 3.0])
+    mean, low, high = intervals.t_interval([1.0, 2.0, 3.0])
     assert (mean, low, high) == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)  # t(0.975, 2) / sqrt(3)
     counts = np.array([numbers.shingle_counts("a b c d e f", "a b c d e f"), numbers.shingle_counts("a b c d", "")])
     assert numbers.benchmark_scores(counts) == pytest.approx((1.0, 0.5, 2 / 3))

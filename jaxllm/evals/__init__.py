@@ -1,0 +1,1 @@
+"""What a model is worth, measured: intervals first, then what it knows, remembers and makes up."""
