@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import json
@@ -24,23 +25,19 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import pretrain, report
+from experiments import pretrain, report, sft_tokens
 from jaxllm.data.chat import end_of_turn, render
 from jaxllm.data.loader import Source, prefetch
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.infer.generate import generate
 from jaxllm.infer.sampling import SamplingSettings
 from jaxllm.model.config import Execution, ModelConfig
-from jaxllm.model.new_tokens import start_rows
 from jaxllm.model.params import Params
 from jaxllm.train.objective import next_token_objective
 from jaxllm.train.optimizer import learning_rate_schedule, make_optimizer
 from jaxllm.train.step import init_state, make_train_step
 
 EXECUTION = Execution(scan=False)
-# What a control token is like in plain text, for its first embedding; the end of a turn is like the end of a text.
-LIKE: Mapping[str, str] = {"<|im_start|>": "\n\n", "<|im_sep|>": ":", "<|tool_call|>": "Q:", "<|tool_result|>": "\n",
-                           "<|tool_end|>": "."}
 _DONE = "done.json"
 
 
@@ -54,10 +51,14 @@ def stage(folder: pathlib.Path, name: str, settings: Any, make: Callable[[pathli
       make: called with the folder unless the stage is done; after a kill it is called again with what it left.
     """
     path = folder / f"{name}-{key_of(settings)}"
-    if not (path / _DONE).exists():
-        path.mkdir(parents=True, exist_ok=True)
-        make(path)
-        report.write_text(path / _DONE, json.dumps(settings, indent=2, default=str) + "\n")
+    if (path / _DONE).exists():
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another experiment may be making it: wait, and find it done
+        if not (path / _DONE).exists():
+            make(path)
+            report.write_text(path / _DONE, json.dumps(settings, indent=2, default=str) + "\n")
     return path
 
 
@@ -100,11 +101,8 @@ def chat_start(params: Params, model: ModelConfig, tokenizer: Tokenizer) -> tupl
     A token that pretraining never saw has a row that was only pushed away from all others; a small tied model does not
     recover from that in a short fine-tuning (docs/sft.md has the measurement).
     """
-    special = tokenizer.special_tokens
-    starts: dict[int, Sequence[int]] = {special["<|im_end|>"]: [tokenizer.end_of_text]}
-    starts |= {special[token]: tokenizer.encode(text) for token, text in LIKE.items() if token in special}
-    return start_rows(params, model, starts, noise=0.1, key=jax.random.key(0)), dataclasses.replace(
-        tokenizer, chat_template="im_sep")
+    return (sft_tokens.start_tokens(params, model, tokenizer, "im_sep", "like"),
+            dataclasses.replace(tokenizer, chat_template="im_sep"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +125,8 @@ class Recipe:
     last_blocks: int | None = None
 
 
-def train(params: Params, model: ModelConfig, source: Source, recipe: Recipe, label: str = "") -> Params:
+def train(params: Params, model: ModelConfig, source: Source, recipe: Recipe, label: str = "training"
+          ) -> Params:
     """Trains on the rows of a source, in memory and on one device; prints a line with the time.
 
     Args:
@@ -149,7 +148,7 @@ def train(params: Params, model: ModelConfig, source: Source, recipe: Recipe, la
         state, metrics = step(state, batch)
     loss, skipped = float(metrics["loss"]), int(metrics["skipped"])
     if not math.isfinite(loss) or skipped:
-        raise ValueError(f"{label or 'training'}: loss {loss} after {recipe.steps} steps, {skipped} of which were not "
+        raise ValueError(f"{label}: loss {loss} after {recipe.steps} steps, {skipped} of which were not "
                          f"finite; lower the learning rate ({recipe.learning_rate})")
     print(f"{label}: {recipe.steps} steps, last loss {loss:.3f}, {time.perf_counter() - begun:.0f} s", flush=True)
     return state.params

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments import corpus as corpora
 from experiments import dry_run, launch, report
-from experiments.training import Run, plan
+from experiments.training import Run, plan, pretraining
 from jaxllm.train import loop, sharding
 
 
@@ -36,7 +36,7 @@ def main(config: ConfigDict, workdir: str) -> bool:
     corpus = corpora.prepare(config.data, config.row_length, config.seed)
     made = plan(config, mesh, corpus.tokenizer.vocab_size)
     with jax.set_mesh(mesh), loop.StopRequest() as stop:
-        with contextlib.closing(Run(config, folder, corpus, made, begun)) as run:
+        with contextlib.closing(Run(config, folder, pretraining(config, corpus, made), made, begun)) as run:
             state = run.train(stop)
             finished = int(state.step) == config.steps
             run.finish(state, interrupted=not finished)

@@ -126,36 +126,56 @@ def picture(draw: Callable[[Any], None], height: float = 3.6, grid: str = "both"
 
 def write_pretraining(folder: pathlib.Path, config: ConfigDict) -> None:
     """report.html of a pretraining run: loss and its companions against tokens, the last samples, the settings."""
+    write_training(folder, config, "Pretraining", ", ".join(config.data.sources), x_label="million tokens",
+                   x_per_step=config.batch_size * config.row_length / 1e6)
+
+
+def write_training(folder: pathlib.Path, config: ConfigDict, title: str, about: str, *, x_label: str = "step",
+                   x_per_step: float = 1.0, data: Sequence[tuple[str, str]] = ()) -> None:
+    """report.html of a run of experiments/training.py.
+
+    Args:
+      folder: of the run.
+      config: with `steps` and `seed`.
+      title: of the page.
+      about: what stands first below the title.
+      x_label, x_per_step: of the curves.
+      data: more sections, (heading, HTML body), before the settings.
+    """
     records = read_metrics(folder)
     steps = [r for r in records if "loss" in r and r["loss"] is not None]
     checks = [r for r in records if r.get("validation_loss") is not None]
-    tokens = config.batch_size * config.row_length / 1e6
 
     def line(label: str, rows: list[dict], key: str) -> tuple[str, list[float], list[float]]:
         rows = [r for r in rows if r.get(key) is not None]
-        return label, [r["step"] * tokens for r in rows], [r[key] for r in rows]
+        return label, [r["step"] * x_per_step for r in rows], [r[key] for r in rows]
+
+    def plot(lines: Sequence[tuple], y_label: str, log_y: bool = False) -> str:
+        return curves(lines, x_label=x_label, y_label=y_label, log_y=log_y)
 
     sections = []
     if steps:
         lines = [line("training", steps, "loss")] + ([line("validation", checks, "validation_loss")] if checks else [])
-        sections.append(("Loss", curves(lines, x_label="million tokens", y_label="nats per token")))
+        sections.append(("Loss", plot(lines, "nats per token")))
+    parts = sorted({key for r in checks for key in r if key.startswith("validation/") and key.endswith("_loss")})
+    if parts:
+        sections.append(("Validation by source", plot([line(
+            key.removeprefix("validation/").removesuffix("_loss"), checks, key) for key in parts], "nats per token")))
     if checks:
-        bits = line("validation", checks, "validation_bits_per_byte")
-        sections.append(("Validation, bits per byte of text",
-                         curves([bits], x_label="million tokens", y_label="bits per byte")))
+        sections.append(("Validation, bits per byte of text", plot(
+            [line("validation", checks, "validation_bits_per_byte")], "bits per byte")))
     sections.append(("Samples", _samples(folder)))
     if steps:
-        sections.append(("Gradient norm and learning rate", curves(
-            [line("gradient norm", steps, "grad_norm")], x_label="million tokens", y_label="norm", log_y=True)
-            + curves([line("learning rate", steps, "learning_rate")], x_label="million tokens", y_label="rate")))
-        sections.append(("Speed", curves([line("tokens/s", steps[1:], "tokens_per_second")], x_label="million tokens",
-                                         y_label="tokens per second")))
-    sections.append(("Settings", settings(config)))
-    write_text(folder / "report.html", page("Pretraining", _summary(steps, checks, config), sections))
+        sections.append(("Gradient norm and learning rate",
+                         plot([line("gradient norm", steps, "grad_norm")], "norm", log_y=True)
+                         + plot([line("learning rate", steps, "learning_rate")], "rate")))
+        sections.append(("Speed", plot([line("tokens/s", steps[1:], "tokens_per_second")], "tokens per second")))
+    sections += [*data, ("Settings", settings(config))]
+    write_text(folder / "report.html", page(title, _summary(steps, checks, config, about), sections))
 
 
-def _summary(steps: list[dict], checks: list[dict], config: ConfigDict) -> str:
-    parts = [f"{', '.join(config.data.sources)}", f"seed {config.seed}", jax.devices()[0].device_kind]
+def _summary(steps: list[dict], checks: list[dict], config: ConfigDict, about: str) -> str:
+    parts = [about, f"seed {config.seed}", jax.devices()[0].device_kind]
     if steps:
         parts.append(f"step {steps[-1]['step']} of {config.steps}")
     if checks:

@@ -1,13 +1,18 @@
-"""A training run that several experiments share: what a config means, the compiled steps, and the run folder."""
+"""A training run that several experiments share: what a config means, the compiled steps, and the run folder.
+
+`Plan` is the computation, `Job` what is trained and shown (pretraining's is made here, fine-tuning's in
+experiments/sft.py), and `Run` carries both out.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +23,13 @@ from ml_collections import ConfigDict
 from experiments import corpus as corpora
 from experiments import report
 from jaxllm.data.loader import Source, prefetch
+from jaxllm.data.packing import Batch
+from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.infer.generate import generate
 from jaxllm.infer.sampling import SamplingSettings
 from jaxllm.model.config import Execution, ModelConfig
-from jaxllm.model.params import flops_per_token, init
+from jaxllm.model.lora import merge, with_factors
+from jaxllm.model.params import Params, flops_per_token, init
 from jaxllm.train import loop, sharding
 from jaxllm.train.checkpoint import Checkpoints, save_model
 from jaxllm.train.metrics import MetricsWriter
@@ -40,13 +48,48 @@ class Plan:
     mesh: Mesh
     optimizer: Any
     schedule: Any
-    step: Any  # (state, batch) -> (state, metrics), not yet compiled
+    step: Any  # (state, batch, frozen weights or None) -> (state, metrics), not yet compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a run trains, on what, and what it shows: all in which pretraining and fine-tuning differ.
+
+    Attributes:
+      tokenizer: goes into the model folder.
+      training: rows, shuffled, without end.
+      validation: the held-out rows of each source, in order, once.
+      about: a sentence on the data.
+      prompts: what to continue along the way: (as shown, token ids).
+      stop_tokens: ids that end a sample.
+      state: shapes and dtypes of a state that has taken no step.
+      shardings: where each of its arrays lies.
+      begin: () -> that state; called unless there is a checkpoint.
+      write_report: (run folder) -> None.
+      frozen: weights that the run leaves as they are, or None. With them, the state holds the factors of a LoRA.
+    """
+
+    tokenizer: Tokenizer
+    training: Source
+    validation: Mapping[str, Source]
+    about: str
+    prompts: Sequence[tuple[str, list[int]]]
+    stop_tokens: tuple[int, ...]
+    state: TrainState
+    shardings: TrainState
+    begin: Callable[[], TrainState]
+    write_report: Callable[[pathlib.Path], None]
+    frozen: Params | None = None
 
 
 def plan(config: ConfigDict, mesh: Mesh, tokenizer_vocab: int) -> Plan:
-    """Builds the model's configuration, the optimizer and the step."""
+    """The plan of a new model, whose fields are `config.model`."""
     vocab = math.ceil(tokenizer_vocab / config.vocab_multiple) * config.vocab_multiple
-    model = ModelConfig(vocab_size=vocab, **config.model.to_dict())
+    return plan_for(config, mesh, ModelConfig(vocab_size=vocab, **config.model.to_dict()))
+
+
+def plan_for(config: ConfigDict, mesh: Mesh, model: ModelConfig) -> Plan:
+    """Builds the optimizer and the step of a model."""
     execution = Execution(**config.execution.to_dict())
     settings = config.optimizer
     schedule = learning_rate_schedule(
@@ -55,41 +98,62 @@ def plan(config: ConfigDict, mesh: Mesh, tokenizer_vocab: int) -> Plan:
     optimizer = make_optimizer(
         settings.name, schedule, beta1=settings.beta1, beta2=settings.beta2, epsilon=settings.epsilon,
         weight_decay=settings.weight_decay, clip_norm=settings.clip_norm)
-    loss_fn = next_token_objective(model, execution, z_loss=config.z_loss, chunks=config.loss_chunks)
-    step = make_train_step(loss_fn, optimizer, microbatches=config.microbatches, ema_decay=config.ema_decay,
-                           learning_rate=schedule)
+    objective = next_token_objective(model, execution, z_loss=config.z_loss, chunks=config.loss_chunks)
+
+    def step(state: TrainState, batch: Batch, frozen: Params | None = None):
+        train = make_train_step(lambda params, piece: objective(whole(params, frozen), piece), optimizer,
+                                microbatches=config.microbatches, ema_decay=config.ema_decay, learning_rate=schedule)
+        return train(state, batch)
     return Plan(model, execution, mesh, optimizer, schedule, step)
 
 
-def new_state(config: ConfigDict, made: Plan) -> TrainState:
-    """A state that has taken no step (call it under jit, so that it is born where it lies)."""
-    params = init(made.model, jax.random.key(config.seed))
-    return init_state(params, made.optimizer, ema=config.ema_decay > 0)
+def whole(params: Params, frozen: Params | None) -> Params:
+    """The model that a state's parameters stand for: themselves, or frozen weights with these factors over them."""
+    return params if frozen is None else with_factors(frozen, params)
+
+
+def pretraining(config: ConfigDict, corpus: corpora.Corpus, made: Plan) -> Job:
+    """The job of a new model on a corpus."""
+    def begin() -> TrainState:
+        params = init(made.model, jax.random.key(config.seed))
+        return init_state(params, made.optimizer, ema=config.ema_decay > 0)
+
+    tokenizer = corpus.tokenizer
+    state = jax.eval_shape(begin)
+    shardings = sharding.state_shardings(state, made.model, made.mesh)
+    taken = config.steps * config.batch_size * config.row_length
+    room = made.model.max_positions - config.sample_tokens
+    return Job(
+        tokenizer=tokenizer, training=corpus.training, validation=corpus.validation,
+        about=f"{corpus.train_tokens:,} training tokens ({corpus.train_bytes / corpus.train_tokens:.2f} bytes each), "
+              f"{taken:,} to take ({taken / corpus.train_tokens:.2f} epochs)",
+        prompts=[(text, [tokenizer.end_of_text, *tokenizer.encode(text)][:room]) for text in config.sample_prompts],
+        stop_tokens=(tokenizer.end_of_text,), state=state, shardings=shardings,
+        begin=jax.jit(begin, out_shardings=shardings),  # so that it is born where it lies
+        write_report=functools.partial(report.write_pretraining, config=config))
 
 
 class Run:
     """One run: its compiled functions, its files, and what it does every so often."""
 
-    def __init__(self, config: ConfigDict, folder: pathlib.Path, corpus: corpora.Corpus, made: Plan,
-                 begun: float) -> None:
-        self.config, self.folder, self.corpus, self.made, self.begun = config, folder, corpus, made, begun
+    def __init__(self, config: ConfigDict, folder: pathlib.Path, job: Job, made: Plan, begun: float) -> None:
+        self.config, self.folder, self.job, self.made, self.begun = config, folder, job, made, begun
         self.main_process = jax.process_index() == 0
-        abstract = jax.eval_shape(lambda: new_state(config, made))
-        shardings = sharding.state_shardings(abstract, made.model, made.mesh)
         self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.keep_checkpoints)
         if self.checkpoints.latest is None:
-            self.state = jax.jit(lambda: new_state(config, made), out_shardings=shardings)()
+            self.state = job.begin()
         else:
             self.state = self.checkpoints.restore(jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings))
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), job.state, job.shardings))
             self.say(f"resumed at step {int(self.state.step)} of {config.steps}")
-        self.step = jax.jit(made.step, donate_argnums=0, out_shardings=(shardings, None))
+        compiled = jax.jit(made.step, donate_argnums=0, out_shardings=(job.shardings, None))
+        self.step = lambda state, batch: compiled(state, batch, job.frozen)
         eval_loss = next_token_objective(made.model, made.execution, chunks=config.loss_chunks,
-                                         token_bytes=corpus.tokenizer.token_bytes())
+                                         token_bytes=job.tokenizer.token_bytes())
         self.eval_step = jax.jit(eval_loss)
         self.host, self.hosts = sharding.host_rows(config.batch_size, made.mesh)
-        self.writer = MetricsWriter(
-            folder, resume_step=int(self.state.step), config=config.to_dict(),
+        self.writer = MetricsWriter(  # a run that begins anew writes its step 0 anew
+            folder, resume_step=int(self.state.step) or -1, config=config.to_dict(),
             wandb_project=config.wandb_project) if self.main_process else None
         flops = flops_per_token(made.model, config.row_length)
         self.clock = loop.Clock(config.batch_size * config.row_length, flops,
@@ -103,11 +167,9 @@ class Run:
 
     def describe(self, flops: float) -> None:
         count = sum(x.size for x in jax.tree.leaves(self.state.params))
-        tokens = self.config.steps * self.clock.tokens_per_step
-        self.say(f"{count:,} parameters, {flops / 1e6:,.1f} MFLOP a token, mesh {dict(self.made.mesh.shape)}, "
-                 f"{self.corpus.train_tokens:,} training tokens "
-                 f"({self.corpus.train_bytes / self.corpus.train_tokens:.2f} bytes each), "
-                 f"{tokens:,} to take ({tokens / self.corpus.train_tokens:.2f} epochs); run folder {self.folder}")
+        trained = "" if self.job.frozen is None else " trained beside the frozen ones"
+        self.say(f"{count:,} parameters{trained}, {flops / 1e6:,.1f} MFLOP a token, mesh "
+                 f"{dict(self.made.mesh.shape)}, {self.job.about}; run folder {self.folder}")
 
     def batches(self, source: Source, start: int, stop: int):
         def at(step: int):
@@ -118,7 +180,7 @@ class Run:
     def train(self, stop: loop.StopRequest) -> TrainState:
         config = self.config
         start = int(self.state.step)
-        batches = self.batches(self.corpus.training, start, config.steps)
+        batches = self.batches(self.job.training, start, config.steps)
         every = ((config.validation_steps, self.validate), (config.sample_steps, self.sample),
                  (config.checkpoint_steps, self.save))
         try:
@@ -143,26 +205,28 @@ class Run:
         values = {**metrics, **rates}
         if self.writer is not None:
             self.writer.write(number, values)
-        left = (config.steps - number) * rates["seconds_per_step"]
+        minutes, seconds = divmod(round((config.steps - number) * rates["seconds_per_step"]), 60)
         mfu = f"{rates['mfu']:.1%}" if "mfu" in rates else "n/a"
         skipped = f" skipped {metrics['skipped']:.0f}" if metrics["skipped"] else ""
         self.say(f"step {number}/{config.steps} loss {metrics['loss']:.4f} grad {metrics['grad_norm']:.3f} "
                  f"lr {metrics['learning_rate']:.2e} {rates['tokens_per_second']:,.0f} tok/s mfu {mfu} "
-                 f"left {left / 60:.0f}:{left % 60:02.0f}{skipped}")
+                 f"left {minutes}:{seconds:02d}{skipped}")
 
-    def weights(self, state: TrainState) -> Any:
+    def weights(self, state: TrainState) -> Params:
         """The weights that count: the moving average where there is one."""
-        return state.params if state.ema is None else state.ema
+        return whole(state.params if state.ema is None else state.ema, self.job.frozen)
 
     def validate(self, number: int, state: TrainState) -> None:
-        """Loss and bits per byte on the held-out documents of every source."""
+        """Loss and bits per byte on the held-out rows of every source."""
         values: dict[str, float] = {}
-        for spec, source in self.corpus.validation.items():
+        for spec, source in self.job.validation.items():
             count = source.steps(self.config.batch_size)
             count = min(count, self.config.validation_batches or count)
             found = evaluate(self.eval_step, self.weights(state), self.batches(source, 0, count))
-            prefix = "validation" if len(self.corpus.validation) == 1 else f"validation/{spec}"
+            prefix = "validation" if len(self.job.validation) == 1 else f"validation/{spec}"
             values |= {f"{prefix}_{name}": found[name] for name in ("loss", "bits_per_byte")}
+        if not values:
+            return
         if "validation_loss" not in values:
             for name in ("loss", "bits_per_byte"):
                 values[f"validation_{name}"] = float(np.mean([v for k, v in values.items() if k.endswith(name)]))
@@ -174,20 +238,18 @@ class Run:
 
     def sample(self, number: int, state: TrainState) -> None:
         """Continues the prompts; the texts go to the terminal and to samples.jsonl."""
-        config, tokenizer = self.config, self.corpus.tokenizer
-        if not config.sample_prompts:
+        config, job = self.config, self.job
+        if not job.prompts:
             return
-        room = self.made.model.max_positions - config.sample_tokens
-        prompts = [[tokenizer.end_of_text, *tokenizer.encode(text)][:room] for text in config.sample_prompts]
         result = generate(
-            self.weights(state), self.made.model, prompts, key=number, max_tokens=config.sample_tokens,
-            settings=SamplingSettings(temperature=config.sample_temperature), stop_tokens=(tokenizer.end_of_text,),
-            valid_vocab=tokenizer.vocab_size, execution=self.made.execution)
-        texts = [tokenizer.decode([t for t in row if t != tokenizer.end_of_text]) for row in result.rows()]
+            self.weights(state), self.made.model, [ids for _, ids in job.prompts], key=number,
+            max_tokens=config.sample_tokens, settings=SamplingSettings(temperature=config.sample_temperature),
+            stop_tokens=job.stop_tokens, valid_vocab=job.tokenizer.vocab_size, execution=self.made.execution)
+        texts = [job.tokenizer.decode([t for t in row if t not in job.stop_tokens]) for row in result.rows()]
         if not self.main_process:
             return
         with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
-            for prompt, text in zip(config.sample_prompts, texts, strict=True):
+            for (prompt, _), text in zip(job.prompts, texts, strict=True):
                 file.write(json.dumps({"step": number, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
                 print(f"step {number} sample: {prompt}|{text}", flush=True)
 
@@ -206,9 +268,11 @@ class Run:
                 self.sample(number, state)
         self.save(number, state)
         self.checkpoints.wait()
-        save_model(self.folder / "model", self.weights(state), self.made.model, self.corpus.tokenizer)
+        weights = self.weights(state)
+        save_model(self.folder / "model", weights if self.job.frozen is None else jax.jit(merge)(weights),
+                   self.made.model, self.job.tokenizer)
         if self.main_process:
-            report.write_pretraining(self.folder, self.config)
+            self.job.write_report(self.folder)
         minutes = (time.perf_counter() - self.begun) / 60
         if interrupted:
             self.say(f"stopped at step {number} of {self.config.steps} after {minutes:.1f} minutes and saved; the same "

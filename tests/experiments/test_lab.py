@@ -15,13 +15,14 @@ from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jaxllm.model.config import preset
 from jaxllm.model.params import init
 
+LAST = lab.Recipe(2, 4, 1e-2, warmup_steps=1, weight_decay=0.1, last_blocks=1)
 QUESTION = [{"role": "user", "content": "Where does Ada live?"}]
 
 
 @pytest.fixture(scope="module")
 def base():
     """(params, model, tokenizer) that is ready to chat, and untrained."""
-    tokenizer = train_tokenizer(["Where does Ada live? In Fernbridge.\n\nQ: What? A: That."] * 3, 300, "digits",
+    tokenizer = train_tokenizer(["Where does Ada live? In Fernbridge.\n\nQ: What? A: That."] * 3, 290, "digits",
                                 SPECIAL_TOKENS)
     model = dataclasses.replace(preset("nano"), vocab_size=tokenizer.vocab_size, max_positions=64)
     params, tokenizer = lab.chat_start(init(model, jax.random.key(0)), model, tokenizer)
@@ -38,7 +39,7 @@ def test_a_stage_is_made_once_and_again_after_a_kill(tmp_path):
     made = []
 
     def make(folder):
-        made.append(sorted(path.name for path in folder.iterdir()))
+        made.append(sorted(path.name for path in folder.iterdir() if path.name != ".lock"))
         (folder / "part").write_text("1")
         if len(made) == 1:
             raise KeyboardInterrupt
@@ -92,18 +93,18 @@ def test_a_short_run_learns_and_the_model_is_asked(base, rows):
 
 def test_only_the_last_blocks_are_trained(base, rows):
     params, model, _ = base
-    trained = lab.train(params, model, rows, lab.Recipe(2, 4, 1e-2, warmup_steps=1, weight_decay=0.1, last_blocks=1))
+    trained = lab.train(params, model, rows, LAST)
     for name, change in (("embedding", False), ("final_norm", True)):
         for old, new in zip(jax.tree.leaves(params[name]), jax.tree.leaves(trained[name]), strict=True):
             assert np.array_equal(old, new) != change, name
     for old, new in zip(jax.tree.leaves(params["blocks"]), jax.tree.leaves(trained["blocks"]), strict=True):
         assert np.array_equal(old[:-1], new[:-1]) and not np.array_equal(old[-1], new[-1])
     with pytest.raises(ValueError, match="the model has 2"):
-        lab.train(params, model, rows, lab.Recipe(2, 4, 1e-2, last_blocks=3))
+        lab.train(params, model, rows, dataclasses.replace(LAST, last_blocks=3))
 
 
 def test_a_run_that_breaks_says_so(base, rows):
     params, model, _ = base
     broken = jax.tree.map(lambda x: x * np.float32("nan"), params)
     with pytest.raises(ValueError, match="lower the learning rate"):
-        lab.train(broken, model, rows, lab.Recipe(2, 4, 1e-2, warmup_steps=1, last_blocks=1))
+        lab.train(broken, model, rows, LAST)
