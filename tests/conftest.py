@@ -15,11 +15,17 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling is most of this suite's time on two cores, and its programs run for milliseconds: XLA leaves out its costly
-# optimisations, which change no result beyond rounding; and a second run finds its programs here.
-jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_compilation_cache_dir",
-                  str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+# optimisations, which change no result beyond rounding; and a second run finds its programs here. Processes that a test
+# starts do the same.
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
+for name, value in (("jax_disable_most_optimizations", True), ("jax_compilation_cache_dir", str(CACHE)),
+                    ("jax_persistent_cache_min_compile_time_secs", 0.1)):
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
+if jax.__version_info__ < (0, 11) and "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
+    # XLA takes longer over what its emitters of fused loops write in MLIR than over the rest of a compile; without them
+    # LLVM gets the loops at once. Only for versions that have the flag: XLA ends a process whose flag it does not know.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ targets = jax.random.randint(key, (B, T), 0, V)
 weights = jnp.ones((B, T)).at[:, : T // 2].set(0.0)  # only the second half of each row counts
 
 
+@jax.jit
 def loss(params):
     hidden = jnp.tanh(features @ params["mix"])  # any model of yours
     mean, _ = linear_cross_entropy(hidden, params["head"], targets, weights, chunks=8)

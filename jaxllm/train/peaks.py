@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import jax
@@ -34,6 +35,7 @@ def peak_flops(devices: list[jax.Device] | None = None, dtype: str = "bfloat16")
     return 0.0
 
 
+@functools.cache
 def measure_matmul(dtype: str = "float32", size: int = 1024, seconds: float = 0.5) -> float:
     """Operations per second of a [size, size] matrix product on the first device: the median of about `seconds`."""
     a = jnp.ones((size, size), jnp.dtype(dtype))

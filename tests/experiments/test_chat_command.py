@@ -6,17 +6,17 @@ import json
 
 import jax
 import pytest
+from random_weights import random_weights
 
 from configs import chat as config_file
 from experiments import chat as experiment
 from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 
 BASE = train_tokenizer(["the old cat sat upon the mat and the rat ran. " * 20], 256 + 12 + len(SPECIAL_TOKENS))
 TOKENIZER = dataclasses.replace(BASE, chat_template="im_sep")
 MODEL = preset("nano", layers=1, vocab_size=320, max_positions=128)
-PARAMS = init(MODEL, jax.random.key(0))
+PARAMS = jax.device_put(random_weights(MODEL))
 
 
 def run(monkeypatch, capsys, text, tokenizer=TOKENIZER, **changes):

@@ -7,6 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from configs import convert as config_file
 from experiments import convert as experiment
@@ -16,7 +17,6 @@ from jaxllm.model.config import preset
 from jaxllm.model.convert import to_hugging_face
 from jaxllm.model.gguf_file import read_gguf_file
 from jaxllm.model.hub import find_tensors, read_hugging_face, write_hugging_face
-from jaxllm.model.params import init
 from jaxllm.train.checkpoint import load_model, save_model
 
 TOKENIZER = train_tokenizer(["the old cat sat upon the mat and the rat ran. " * 20], 256 + 12 + len(SPECIAL_TOKENS))
@@ -33,7 +33,7 @@ def run(source, target, **changes):
 
 def published(folder, dtype=np.float32, mixed=False):
     """A Hugging Face folder as somebody else publishes one: with bits that our files have no place for."""
-    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), init(CONFIG, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), random_weights(CONFIG))
     if mixed:
         params["final_norm"]["scale"] = params["final_norm"]["scale"].astype(np.float32)
     folder.mkdir()
@@ -193,7 +193,7 @@ def test_bad_settings_are_refused_before_anything_is_read(tmp_path, monkeypatch,
 
 def test_a_model_folder_of_ours_becomes_what_transformers_reads(tmp_path):
     """A model trained here has no chat template and stops at the end of a document."""
-    params = init(CONFIG, jax.random.key(1))
+    params = random_weights(CONFIG)
     (tmp_path / "run").mkdir()
     save_model(tmp_path / "run" / "model", params, CONFIG, TOKENIZER)
     out = run(tmp_path / "run", tmp_path / "out")

@@ -27,7 +27,8 @@ def planted(tmp_path_factory, language_model):
     config = configs.get_config()
     config.update_from_flattened_dict({
         "sections": ("planted",), "cache": str(folder / "cache"), "planted.seeds": (0,), "planted.world": "tiny",
-        "planted.pages": 120, "planted.recipes": ("fast",), "planted.extraction_pages": 6, "bootstrap": 50})
+        "planted.pages": 120, "planted.recipes": ("fast",), "planted.extraction_pages": 6, "bootstrap": 50,
+        "workers": 1})  # in this process: others take seconds to start at every stage
     filter_ladder.main(config, str(folder / "runs"))
     return folder / "runs" / "planted"
 

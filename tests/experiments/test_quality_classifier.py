@@ -2,16 +2,15 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from configs import quality_classifier as config_file
 from experiments import quality_classifier as experiment
 from jaxllm.data.curate.quality import load_classifier
 from jaxllm.data.tokenizer import train_tokenizer
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.train.checkpoint import save_model
 
 SMALL = {"folds": 2, "seeds": (0,), "permutations": 2, "bootstrap_samples": 20, "timing_passes": 1, "max_steps": 20,
@@ -92,7 +91,7 @@ def test_hidden_states_of_a_model(labels, tmp_path, monkeypatch):
     config = preset("nano", vocab_size=512)
     texts = [json.loads(line)["text"] for line in labels.read_text().splitlines()]
     tokenizer = train_tokenizer(texts, vocab_size=290)
-    save_model(tmp_path / "model", init(config, jax.random.key(0)), config, tokenizer)
+    save_model(tmp_path / "model", random_weights(config), config, tokenizer)
     sizes = set()
     made = experiment.make_featurizer
 

@@ -5,16 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from configs import quantize as config_file
 from experiments import quantize as experiment
 from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 
 TOKENIZER = train_tokenizer(["the old cat sat upon the mat and the rat ran. " * 20], 256 + 12 + len(SPECIAL_TOKENS))
 MODEL = preset("nano", layers=1, vocab_size=320)
-PARAMS = jax.tree.map(lambda leaf: 4 * leaf, init(MODEL, jax.random.key(0)))
+PARAMS = jax.device_put(jax.tree.map(lambda leaf: 4 * leaf, random_weights(MODEL)))
 
 
 @pytest.fixture(autouse=True)

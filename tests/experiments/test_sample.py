@@ -6,18 +6,18 @@ import re
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from configs import sample as config_file
 from experiments import sample as experiment
 from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 
 TOKENIZER = train_tokenizer(["the old cat sat upon the mat and the rat ran. " * 20],
                             256 + 12 + len(SPECIAL_TOKENS))
 # Wider than the tokenizer, as a padded vocabulary is.
 MODEL = preset("nano", layers=1, vocab_size=320)
-PARAMS = init(MODEL, jax.random.key(0))
+PARAMS = jax.device_put(random_weights(MODEL))
 
 
 @pytest.fixture(autouse=True)

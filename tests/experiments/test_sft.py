@@ -34,10 +34,11 @@ SMALL = {"steps": 4, "batch_size": 8, "row_length": 64, "log_steps": 1, "validat
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_matrix_product():
-    """MFU against a peak that is not measured: seconds a run."""
+def one_device():
+    """One device, whose peak is not measured; that a `Run` does the same on eight is shown in test_pretrain.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "peak_flops", lambda dtype: 0.0)
+        patch.setattr(sft.sharding, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
         yield
 
 
@@ -68,7 +69,7 @@ def small(base, **changes):
 
 @pytest.fixture(scope="module")
 def finished(base, talks_file, tmp_path_factory):
-    """A run of all weights on two sources, on eight devices."""
+    """A run of all weights on two sources."""
     folder = tmp_path_factory.mktemp("runs") / "full"
     config = small(base, **{"steps": 12, "data.sources": ("world:0:tiny", talks_file), "data.weights": (1.0, 1.0),
                             "validation_batches": 2})
@@ -129,11 +130,10 @@ class Killed(Exception):
     pass
 
 
-def test_a_broken_lora_run_resumes_bit_for_bit_and_its_model_is_merged(base, tmp_path, monkeypatch):
+def test_a_broken_lora_run_resumes_bit_for_bit_and_its_model_is_merged(base, tmp_path, monkeypatch, capsys):
     config = small(base, **{"lora.rank": 2, "ema_decay": 0.5, "checkpoint_steps": 2, "sample_prompts": (),
                             "data.validation_fraction": 0.0})
     monkeypatch.setattr(sft, "write_report", lambda folder, config, talks: None)
-    monkeypatch.setattr(sft.sharding, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
     assert sft.main(config, str(tmp_path / "whole"))
     report = Run.report
 
@@ -146,6 +146,7 @@ def test_a_broken_lora_run_resumes_bit_for_bit_and_its_model_is_merged(base, tmp
         sft.main(config, str(tmp_path / "broken"))
     monkeypatch.setattr(Run, "report", report)
     assert sft.main(config, str(tmp_path / "broken"))
+    assert "resumed at step 2 of 4" in capsys.readouterr().out
     losses = [[(r["step"], r["loss"]) for r in read_metrics(tmp_path / name) if "loss" in r]
               for name in ("whole", "broken")]
     assert losses[0] == losses[1] and len(losses[0]) == 4
@@ -246,7 +247,7 @@ def test_other_data_in_the_same_folder_is_refused(base, talks_file, tmp_path):
     ({"model": "nowhere"}, "nowhere is neither a model folder nor a run"),
     ({"row_length": 65}, r"row_length \(65\) exceeds the 64 positions"),
     ({"loss_chunks": 5}, r"loss_chunks \(5\) must divide row_length"),
-    ({"batch_size": 12}, "must be a multiple of data x fsdp x microbatches"),
+    ({"batch_size": 9, "microbatches": 2}, "must be a multiple of data x fsdp x microbatches"),
     ({"lora.rank": -1}, "lora.rank is -1; it must be at least 0"),
     ({"lora.rank": 2, "lora.targets": ("wings",)}, "no matrix wings"),
     ({"lora.rank": 2, "lora.alpha": 0.0}, "lora.alpha is 0.0"),

@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from jaxllm.infer import generate as generation
 from jaxllm.infer.generate import generate, stream, stream_text
 from jaxllm.infer.sampling import SamplingSettings
 from jaxllm.model.config import Execution, preset
-from jaxllm.model.params import init, unstack_blocks
+from jaxllm.model.params import unstack_blocks
 from jaxllm.model.transformer import forward
 
 GREEDY = SamplingSettings(temperature=0.0)
@@ -29,12 +30,12 @@ def prompts_of(*lengths):
 
 def sharp_params(config):
     """Random weights scaled so that the likeliest token stands out from rounding."""
-    return jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, init(config, jax.random.key(0)))
+    return jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, random_weights(config))
 
 
 # For tests of the loop, which a second layer would only make slower to compile.
 CONFIG = preset("nano", layers=1)
-PARAMS = unstack_blocks(sharp_params(CONFIG))
+PARAMS = jax.device_put(unstack_blocks(sharp_params(CONFIG)))
 PROMPTS = prompts_of(3, 9, 14)
 
 
@@ -49,7 +50,7 @@ def full_logits(params, config, rows):
                                            ("windows", (3, 20, 12)), ("chunks", (300, 5, 256))])
 def test_greedy_with_the_cache_equals_repeated_full_forward(name, lengths):
     config, steps = CONFIGS[name], 10
-    params, prompts = sharp_params(config), prompts_of(*lengths)
+    params, prompts = jax.device_put(sharp_params(config)), prompts_of(*lengths)
     result = generate(params, config, prompts, key=0, max_tokens=steps, settings=GREEDY)
     rows = [prompt + made for prompt, made in zip(prompts, result.rows(), strict=True)]
     # One pass over the finished rows gives the argmax after each of their prefixes.

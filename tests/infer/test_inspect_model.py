@@ -5,11 +5,12 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from jaxllm.infer.inspect_model import look
 from jaxllm.model.config import preset
 from jaxllm.model.convert import config_from_hugging_face, from_hugging_face
-from jaxllm.model.params import init, unstack_blocks
+from jaxllm.model.params import unstack_blocks
 from jaxllm.model.transformer import forward
 
 TOKENS = np.random.default_rng(0).integers(0, 96, 21).tolist()
@@ -18,7 +19,7 @@ TOKENS = np.random.default_rng(0).integers(0, 96, 21).tolist()
 @pytest.fixture(scope="module")
 def nano():
     config = preset("nano")
-    params = jax.tree.map(lambda leaf: 3 * leaf, init(config, jax.random.key(1)))
+    params = jax.device_put(jax.tree.map(lambda leaf: 3 * leaf, random_weights(config)))
     return params, config
 
 

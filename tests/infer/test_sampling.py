@@ -23,6 +23,9 @@ SEEN = np.zeros((B, V), bool)
 np.put_along_axis(SEEN, IDS, True, axis=1)
 
 draw = jax.jit(sample, static_argnames=("settings", "valid_vocab"))
+draw_rows = jax.jit(sample)
+processed = jax.jit(process, static_argnames="settings")
+processed_rows = jax.jit(process)
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +59,35 @@ CASES = [("TemperatureLogitsWarper", sampling.temperature, (0.1, 0.7, 1.0, 1.9))
 
 @pytest.mark.parametrize("name, function, values", CASES, ids=[name for name, _, _ in CASES])
 def test_each_filter_equals_hugging_faces(processors, name, function, values):
+    of_number, of_rows = jax.jit(function, static_argnums=1), jax.jit(function)
     for value in values:
         expected = processors(name, value, LOGITS)
-        np.testing.assert_allclose(function(LOGITS, value), expected, rtol=1e-6, err_msg=str(value))
+        np.testing.assert_allclose(of_number(LOGITS, value), expected, rtol=1e-6, err_msg=str(value))
         rows = jnp.full((B,), value, jnp.int32 if isinstance(value, int) else jnp.float32)
-        np.testing.assert_allclose(function(LOGITS, rows), expected, rtol=1e-6,
+        np.testing.assert_allclose(of_rows(LOGITS, rows), expected, rtol=1e-6,
                                    err_msg=f"{name} by row, {value}")
 
 
 def test_a_row_of_different_values_equals_each_value_alone(processors):
     ks = [1, 0, 3, 7, 100, 2]
     alone = [processors("TopKLogitsWarper", k or V, LOGITS)[row] for row, k in enumerate(ks)]
-    np.testing.assert_array_equal(sampling.top_k(LOGITS, jnp.array(ks)), np.stack(alone))
+    np.testing.assert_array_equal(jax.jit(sampling.top_k)(LOGITS, jnp.array(ks)), np.stack(alone))
     ps = [0.3, 1.0, 0.9, 0.5, 0.01, 0.75]
     alone = [LOGITS[row] if p == 1 else processors("TopPLogitsWarper", p, LOGITS)[row]
              for row, p in enumerate(ps)]
-    np.testing.assert_array_equal(sampling.top_p(LOGITS, jnp.array(ps)), np.stack(alone))
+    np.testing.assert_array_equal(jax.jit(sampling.top_p)(LOGITS, jnp.array(ps)), np.stack(alone))
 
 
 @pytest.mark.parametrize("candidates", [1, 40])
 def test_top_p_beyond_its_candidates_equals_hugging_faces(processors, monkeypatch, candidates):
     monkeypatch.setattr(sampling, "CANDIDATES", candidates)
+    # A function of its own for JAX, which else may have it compiled with other candidates.
+    nucleus = jax.jit(lambda logits, p: sampling.top_p(logits, p), static_argnums=1)
     for p in (1e-6, 0.5, 0.9, 0.999):
         expected = processors("TopPLogitsWarper", p, LOGITS)
-        np.testing.assert_array_equal(sampling.top_p(LOGITS, p), expected)
+        np.testing.assert_array_equal(nucleus(LOGITS, p), expected)
     for row in range(B):  # alone, a peaked row stays within them
-        np.testing.assert_array_equal(sampling.top_p(LOGITS[row:row + 1], p)[0], expected[row])
+        np.testing.assert_array_equal(nucleus(LOGITS[row:row + 1], p)[0], expected[row])
 
 
 ORDERS = [SamplingSettings(0.7, 40, 0.9, 0.02, 1.2), SamplingSettings(1.5, 5, 0.5),
@@ -99,15 +105,15 @@ def test_filters_are_applied_in_hugging_faces_order(processors, settings):
         repetition_penalty=settings.repetition_penalty)
     chain = model._get_logits_processor(config, input_ids_seq_length=IDS.shape[1])
     expected = chain(torch.from_numpy(IDS), torch.from_numpy(LOGITS.copy())).numpy()
-    np.testing.assert_allclose(process(LOGITS, settings, SEEN), expected, rtol=1e-6)
-    rows = process(LOGITS, stack_settings([settings] * B), SEEN)
+    np.testing.assert_allclose(processed(LOGITS, settings, SEEN), expected, rtol=1e-6)
+    rows = processed_rows(LOGITS, stack_settings([settings] * B), SEEN)
     np.testing.assert_allclose(rows, expected, rtol=1e-6)
 
 
 def test_disabled_values_change_nothing():
     np.testing.assert_array_equal(process(LOGITS, SamplingSettings()), LOGITS)
     rows = stack_settings([SamplingSettings()] * B)
-    np.testing.assert_array_equal(process(LOGITS, rows, SEEN), LOGITS)
+    np.testing.assert_array_equal(processed_rows(LOGITS, rows, SEEN), LOGITS)
 
 
 def test_top_p_keeps_the_likeliest_and_drops_the_lower_id_of_equals():
@@ -118,8 +124,8 @@ def test_top_p_keeps_the_likeliest_and_drops_the_lower_id_of_equals():
 def test_temperature_zero_is_greedy_and_the_first_of_equals_wins():
     logits = jnp.array([[1.0, 3.0, 3.0, 2.0], [0.0, -1.0, -2.0, -3.0]])
     greedy = SamplingSettings(temperature=0.0)
-    for settings in (greedy, stack_settings([greedy, greedy])):
-        drawn = sample(jax.random.key(3), logits, settings, jnp.zeros(logits.shape, bool))
+    for drawer, settings in ((draw, greedy), (draw_rows, stack_settings([greedy, greedy]))):
+        drawn = drawer(jax.random.key(3), logits, settings, jnp.zeros(logits.shape, bool))
         assert drawn.tokens.tolist() == [1, 0]
         np.testing.assert_array_equal(drawn.sampling_logp, 0.0)
         expected = jax.nn.log_softmax(logits)
@@ -131,7 +137,7 @@ def test_draws_follow_the_processed_distribution():
     settings, logits = SamplingSettings(0.8, top_k=12, top_p=0.95), LOGITS[0, :20]
     draws = 40_000
     drawn = draw(jax.random.key(0), jnp.broadcast_to(logits, (draws, 20)), settings)
-    expected = np.asarray(jax.nn.softmax(process(logits[None], settings)[0]))
+    expected = np.asarray(jax.nn.softmax(processed(logits[None], settings)[0]))
     frequency = np.bincount(drawn.tokens, minlength=20) / draws
     assert (np.abs(frequency - expected) <= 5 * np.sqrt(expected * (1 - expected) / draws)).all()
     assert 1 < (expected > 0).sum() < 12  # both filters bite

@@ -5,13 +5,14 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 from scipy import stats
 
 from jaxllm.infer.generate import generate
 from jaxllm.infer.sampling import SamplingSettings, process
 from jaxllm.infer.speculative import DraftModel, PromptLookup, look_up, speculate
 from jaxllm.model.config import preset
-from jaxllm.model.params import init, unstack_blocks
+from jaxllm.model.params import unstack_blocks
 from jaxllm.model.transformer import forward
 
 CONFIG = preset("nano", layers=1)
@@ -21,14 +22,14 @@ PROMPTS = [RNG.integers(0, 256, length).tolist() for length in (3, 9, 14)]
 
 
 def sharp_params(config, seed=0, factor=4.0):
-    params = init(config, jax.random.key(seed))
-    return unstack_blocks(jax.tree.map(lambda x: factor * x if x.ndim > 1 else x, params))
+    params = jax.tree.map(lambda x: factor * x if x.ndim > 1 else x, random_weights(config, seed))
+    return jax.device_put(unstack_blocks(params))
 
 
 PARAMS, DRAFT_PARAMS = sharp_params(CONFIG), sharp_params(DRAFT)
 BLUNT = sharp_params(CONFIG, 0, 1.5)  # repeats itself
 # A stranger, a model that is nearly right, the model itself, and the row itself.
-NEARLY = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(1), x.shape), PARAMS)
+NEARLY = jax.tree.map(lambda x: x + RNG.normal(0, 0.02, x.shape).astype(np.float32), PARAMS)
 PROPOSERS = {"stranger": DraftModel(DRAFT_PARAMS, DRAFT, 3), "nearly": DraftModel(NEARLY, CONFIG, 3),
              "itself": DraftModel(PARAMS, CONFIG, 3), "look-up": PromptLookup(4)}
 
@@ -78,8 +79,8 @@ def exact_distribution(params, prompt, settings):
     ("draft", SamplingSettings(temperature=0.9, repetition_penalty=1.4)),
     ("look-up", SamplingSettings(temperature=1.1, top_p=0.9))])
 def test_drawn_text_has_the_models_distribution(name, settings):
-    params = sharp_params(SMALL, factor=3.0)
-    proposer = DraftModel(sharp_params(SMALL, 1, 3.0), SMALL, 2) if name == "draft" else PromptLookup(2, longest=2)
+    params = sharp_params(SMALL, 2, 3.0)
+    proposer = DraftModel(sharp_params(SMALL, 3, 3.0), SMALL, 2) if name == "draft" else PromptLookup(2, longest=2)
     prompt = [1, 2, 3, 1, 2, 4, 1]
     made = speculate(params, SMALL, [prompt] * ROWS, proposer, key=7, max_tokens=LENGTH, settings=settings)
     assert 0.1 < made.acceptance_rate < 0.9

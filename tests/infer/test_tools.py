@@ -9,6 +9,7 @@ import random
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from jaxllm.data.chat import FORMATS, end_of_turn, render
 from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
@@ -21,7 +22,6 @@ from jaxllm.infer.tool_reply import read_reply
 from jaxllm.infer.tool_search import NOTHING, search_tool, world_encyclopedia
 from jaxllm.infer.tools import Tool, ToolError, check_arguments
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 
 ALL_TOKENS = dict.fromkeys([*SPECIAL_TOKENS, *(token for name in FORMATS for token in FORMATS[name].needs)])
 TOKENIZER = train_tokenizer(["search and calculator, tools of a page", '{"name": "say", "arguments": {}}'] * 3,
@@ -172,7 +172,7 @@ def test_bad_settings_are_told():
 def test_the_engine_and_rounds_of_it_give_the_same():
     """A random model, held to two calls by a constraint and then free."""
     config = preset("nano", layers=1, vocab_size=TOKENIZER.vocab_size, max_positions=128)
-    engine = Engine(init(config, jax.random.key(0)), config, slots=4, capacity=128, chunk=32)
+    engine = Engine(jax.device_put(random_weights(config)), config, slots=4, capacity=128, chunk=32)
     say = Tool("say", "Says.", {"type": "object"}, lambda: "said")
     call = [*written(assistant(None, ("say", {})), "im_sep")]
     prompts = [[{"role": "user", "content": "ab"[i % 2] * (i + 1)}] for i in range(5)]

@@ -1,5 +1,7 @@
 """The KV cache: writes land where they should, and what does not fit is refused or dropped."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,10 +72,10 @@ def test_a_cache_in_8_bits_holds_every_vector_to_half_a_level():
 def test_attention_to_a_cache_in_8_bits_is_attention_to_what_it_stands_for():
     generator = np.random.default_rng(1)
     q = jnp.asarray(generator.normal(size=(2, 3, 4, 8)), jnp.float32)
-    slots = [write(Int8Slots(jnp.zeros((2, 2, 6, 8), jnp.int8), jnp.zeros((2, 2, 6))),
-                   jnp.asarray(generator.normal(size=(2, 6, 2, 8)), jnp.float32), jnp.array([0, 0])) for _ in range(2)]
+    empty = Int8Slots(jnp.zeros((2, 2, 6, 8), jnp.int8), jnp.zeros((2, 2, 6)))
+    slots = [jax.jit(write)(empty, jnp.asarray(generator.normal(size=(2, 6, 2, 8)), jnp.float32), jnp.array([0, 0]))
+             for _ in range(2)]
     floats = [one.values.astype(jnp.float32) * one.scale[..., None] for one in slots]
     positions = jnp.array([[3, 4, 5], [1, 2, 3]])
-    rules = dict(scale=0.5, window=3, softcap=2.0)
-    np.testing.assert_allclose(attend_cached(q, *slots, positions, **rules),
-                               attend_cached(q, *floats, positions, **rules), rtol=1e-5, atol=1e-6)
+    attend = jax.jit(functools.partial(attend_cached, scale=0.5, window=3, softcap=2.0))
+    np.testing.assert_allclose(attend(q, *slots, positions), attend(q, *floats, positions), rtol=1e-5, atol=1e-6)

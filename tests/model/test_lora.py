@@ -10,12 +10,13 @@ import pytest
 from flax import traverse_util
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from random_weights import random_weights
 
 from jaxllm.data.packing import Batch
 from jaxllm.model.cache import empty_cache
 from jaxllm.model.config import Execution, preset
 from jaxllm.model.lora import Lora, factors, lora, lora_specs, merge, trainable_mask, with_factors
-from jaxllm.model.params import init, unstack_blocks
+from jaxllm.model.params import unstack_blocks
 from jaxllm.model.quantize import quantize
 from jaxllm.model.transformer import decode, forward, head_matrix, logits
 from jaxllm.train.checkpoint import Checkpoints
@@ -35,7 +36,7 @@ run = jax.jit(forward, static_argnums=1, static_argnames="execution")
 
 @functools.cache
 def plain(config, dtype=jnp.float32):
-    return init(config, jax.random.key(1), dtype)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), random_weights(config))
 
 
 @functools.cache

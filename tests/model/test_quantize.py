@@ -9,12 +9,13 @@ import pytest
 from flax import traverse_util
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from random_weights import random_weights
 
 from jaxllm.model import quantize as quantize_module
 from jaxllm.model.cache import empty_cache
 from jaxllm.model.config import Execution, preset
 from jaxllm.model.overlay import Int8Dynamic, Overlay, Panels, contract, int4_rows, int8_rows
-from jaxllm.model.params import abstract_params, init, partition_specs, unstack_blocks
+from jaxllm.model.params import abstract_params, partition_specs, unstack_blocks
 from jaxllm.model.quantize import prepare_for_decoding, quantize, quantized_specs, tree_bytes
 from jaxllm.model.transformer import decode, forward, head_matrix, logits
 
@@ -26,7 +27,7 @@ run = jax.jit(forward, static_argnums=1, static_argnames="execution")
 
 @functools.cache
 def parameters(config):
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) * 3, init(config, jax.random.key(1)))
+    return jax.device_put(jax.tree.map(lambda leaf: leaf * 3, random_weights(config)))
 
 
 @functools.cache

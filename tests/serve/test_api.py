@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 pytest.importorskip("llguidance", reason="needs the extra `serve`")
 httpx = pytest.importorskip("httpx", reason="needs the package httpx")
-openai = pytest.importorskip("openai", reason="needs the package openai")
 
 from jaxllm.data.chat_jinja import Renderer  # noqa: E402
 from jaxllm.data.tokenizer import Tokenizer  # noqa: E402
@@ -24,7 +23,13 @@ TOOLS = [{"type": "function", "function": {"name": name, "description": "a tool"
 
 
 @pytest.fixture(scope="module")
-def client(server):
+def openai():
+    """Imported where it is used alone: that takes two seconds."""
+    return pytest.importorskip("openai", reason="needs the package openai")
+
+
+@pytest.fixture(scope="module")
+def client(server, openai):
     with openai.OpenAI(base_url=server.address + "/v1", api_key="none", max_retries=0) as client:
         yield client
 
@@ -33,7 +38,7 @@ def ask(client, **changes):
     return client.chat.completions.create(**{"model": "nano", "messages": USER, "max_tokens": 12, "seed": 3, **changes})
 
 
-def test_models(client):
+def test_models(client, openai):
     assert [model.id for model in client.models.list()] == ["nano"]
     assert client.models.retrieve("nano").max_model_len == 1024
     with pytest.raises(openai.NotFoundError, match="this server has 'nano'"):
@@ -289,7 +294,7 @@ def test_an_event_is_one_line_to_every_client():
     (dict(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "http://x/y"}}}),
      "cannot be turned into a grammar"),
 ])
-def test_what_cannot_be_done_is_refused_with_the_reason(client, changes, sentence):
+def test_what_cannot_be_done_is_refused_with_the_reason(client, openai, changes, sentence):
     with pytest.raises(openai.BadRequestError, match=sentence) as refused:
         ask(client, **changes)
     assert set(refused.value.body) == {"message", "type", "param", "code"}
@@ -301,7 +306,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason(client, changes, sentenc
     (dict(suffix="x"), "suffix is not supported"), (dict(best_of=3), "best_of is not supported"),
     (dict(echo=True, logprobs=1), "echo is not supported: log-probabilities of the prompt"),
 ])
-def test_what_completions_cannot_do_is_refused(client, changes, sentence):
+def test_what_completions_cannot_do_is_refused(client, openai, changes, sentence):
     with pytest.raises(openai.BadRequestError, match=sentence):
         client.completions.create(**{"model": "nano", "prompt": "a", "max_tokens": 2, **changes})
 

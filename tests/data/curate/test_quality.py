@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_weights import random_weights
 
 from jaxllm.data.curate import quality
 from jaxllm.data.curate.quality import QualityClassifier, auc, auc_interval, fold_of, load_classifier, read_labelled
@@ -21,7 +22,6 @@ from jaxllm.data.curate.quality_features import HashedWords, PooledStates, Spars
 from jaxllm.data.curate.quality_head import fit_head, mean_pool, out_of_fold
 from jaxllm.data.tokenizer import train_tokenizer
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.model.transformer import hidden_states
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -212,7 +212,7 @@ def test_folder_round_trip(tmp_path):
 
 def test_pooled_states_of_a_model(tmp_path):
     config = preset("nano", vocab_size=272)
-    params = init(config, jax.random.key(0))
+    params = jax.device_put(random_weights(config))
     tokenizer = train_tokenizer(["some words of a text, some more"], vocab_size=270)
     widths = set()
 
