@@ -53,8 +53,18 @@ def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, -math.inf, math.inf
-    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
+
+
+def share_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """`t_interval` of shares, such as one accuracy per seed, cut to [0, 1].
+
+    >>> [round(x, 3) for x in share_interval([1.0, 0.9, 1.0])]
+    [0.967, 0.823, 1.0]
+    """
+    mean, low, high = t_interval(values)
+    return mean, max(low, 0.0), min(high, 1.0)
 
 
 def bootstrap(values: np.ndarray, statistic: Callable[[np.ndarray], float], samples: int,
