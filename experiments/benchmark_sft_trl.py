@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from experiments.benchmark_torch import set_up
@@ -47,6 +47,7 @@ def train(folder: str, row_length: int, asked: dict[str, Any], threads: int
             AutoModelForCausalLM.from_pretrained(place / "hugging_face", dtype=torch.float32), args,
             train_dataset=datasets.Dataset.from_list(talks), callbacks=[watch],
             processing_class=AutoTokenizer.from_pretrained(place / "hugging_face"))
+    trainer.remove_callback(PrinterCallback)  # the answers of a worker go over standard output
     about = look(trainer)
 
     def run(count: int) -> float:

@@ -26,7 +26,7 @@ from jaxllm.data.loader import Rows
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.data.world import Fact, make_world
 from jaxllm.data.world_talks import fact_talk, fact_talks
-from jaxllm.evals.intervals import spread, t_interval
+from jaxllm.evals.intervals import share_interval, spread, t_interval
 from jaxllm.model.config import ModelConfig
 from jaxllm.model.params import Params
 from jaxllm.train.checkpoint import load_model
@@ -52,7 +52,8 @@ def main(config: ConfigDict, workdir: str) -> None:
                            functools.partial(measure, config, base, seed, start, steps))
             runs.setdefault((start, steps), []).append(run)
             print(f"seed {seed}, {start}, {steps} steps: loss {run['before']:.3f} -> {run['loss']:.3f}, right "
-                  f"{run['right']:.3f}; {time.perf_counter() - begun:.0f} s in all", flush=True)
+                  f"{run['right_told']:.3f}, in the new wording {run['right_new']:.3f}; "
+                  f"{time.perf_counter() - begun:.0f} s in all", flush=True)
     write(findings(config, runs), folder, config, time.perf_counter() - begun)
 
 
@@ -79,8 +80,9 @@ def measure(config: ConfigDict, base: pathlib.Path, seed: int, start: str, steps
     """Fine-tunes from a start and asks.
 
     Returns:
-      "before", "loss": nats per counted token on the questions asked, before and after the fine-tuning; "right": share
-      of them whose reply is the value and nothing else; "ended": share of replies with an end.
+      "before", "loss": nats per counted token on questions in a wording that no text has, before and after the
+      fine-tuning; "right_new", "right_told": share of replies, to questions in that wording and in one that documents
+      use, that are the value and nothing else; "ended": share of all replies with an end.
     """
     train, asked = facts_of(config, seed)
     params, model, tokenizer = load_model(base)
@@ -124,35 +126,41 @@ def _compiled(model: ModelConfig) -> Callable:
 
 
 def answers(params: Params, model: ModelConfig, tokenizer: Tokenizer, asked: list[Fact]) -> dict[str, float]:
-    """Shares of right and of ended replies, greedy, in the held-out wording."""
-    questions = [[{"role": "user", "content": fact.question(-1)}] for fact in asked]
-    replies = [some[0] for some in lab.ask(params, model, tokenizer, questions)]
-    right = [reply.ended and reply.text.strip() == f"{fact.value}." for reply, fact in zip(replies, asked, strict=True)]
-    return {"right": float(np.mean(right)), "ended": float(np.mean([reply.ended for reply in replies]))}
+    """Shares of right and of ended replies, greedy, in both wordings."""
+    questions = [fact.question(wording) for wording in (-1, 0) for fact in asked]
+    replies = [some[0] for some in lab.ask(params, model, tokenizer, [
+        [{"role": "user", "content": question}] for question in questions])]
+    right = np.array([reply.ended and reply.text.strip() == f"{fact.value}."
+                      for reply, fact in zip(replies, [*asked, *asked], strict=True)])
+    return {"right_new": float(right[:len(asked)].mean()), "right_told": float(right[len(asked):].mean()),
+            "ended": float(np.mean([reply.ended for reply in replies]))}
 
 
 def findings(config: ConfigDict, runs: dict[tuple[str, int], list[dict[str, float]]]) -> Findings:
     """Tables and a picture: means over the seeds with 95% intervals by Student's t."""
     def cell(start: str, steps: int, key: str) -> str:
-        return spread(t_interval([run[key] for run in runs[start, steps]]))
+        interval = t_interval if key in ("before", "loss") else share_interval
+        return spread(interval([run[key] for run in runs[start, steps]]))
 
-    rows = [["start", "steps", "loss before", "loss after", "right", "ended"]]
-    rows += [[start, str(steps), *(cell(start, steps, key) for key in ("before", "loss", "right", "ended"))]
+    rows = [["start", "steps", "loss before", "loss after", "right", "right, new wording", "ended"]]
+    rows += [[start, str(steps), *(cell(start, steps, key) for key in ("before", "loss", "right_told", "right_new",
+                                                                      "ended"))]
              for steps in config.steps for start in config.starts]
-    note = (f"{len(config.seeds)} seeds; questions about people told often, in a wording that no text has, none about "
-            f"anybody in the fine-tuning ({config.part} part); loss in nats per token of the reply.")
+    note = (f"{len(config.seeds)} seeds; questions about people told often, of whom the fine-tuning says nothing "
+            f"({config.part} part). Right: the reply is the value and ends, asked in a wording of the documents and in "
+            f"one that no text has. Loss: nats per token of the reply, in the new wording.")
     tables = [Table("New control tokens by their start", rows, note)]
     first, *others = config.starts
     if others and len(config.seeds) > 1:
-        pairs = [["pair", "steps", "loss", "right"]]
+        pairs = [["pair", "steps", "loss", "right", "right, new wording"]]
         pairs += [[f"{first} - {other}", str(steps), *(spread(t_interval(
             [a[key] - b[key] for a, b in zip(runs[first, steps], runs[other, steps], strict=True)]))
-            for key in ("loss", "right"))] for steps in config.steps for other in others]
+            for key in ("loss", "right_told", "right_new"))] for steps in config.steps for other in others]
         tables.append(Table("The same seed from two starts", pairs, "Differences, paired by seed."))
     numbers: dict[str, Any] = {f"{start}/{steps}": found for (start, steps), found in runs.items()}
     return Findings("How new control tokens start", tables, [
         (label, report.picture(functools.partial(_draw, config=config, runs=runs, key=key, label=label)))
-        for key, label in (("right", "share of right answers"), ("loss", "loss, nats per token"))], numbers)
+        for key, label in (("right_told", "share of right answers"), ("loss", "loss, nats per token"))], numbers)
 
 
 def _draw(axes: Any, config: ConfigDict, runs: dict, key: str, label: str) -> None:
