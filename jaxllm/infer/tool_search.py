@@ -6,6 +6,7 @@ https://arxiv.org/abs/2407.03618
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Iterable
@@ -41,6 +42,7 @@ class SearchIndex:
         words = [TITLE_WEIGHT * words_of(title) + words_of(text) for title, text in self.documents]
         if not any(words):
             raise ValueError("there is nothing to search: give at least one document with a word in it")
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells the terminal of every index that it builds
         self._index = bm25s.BM25(method="lucene")
         self._index.index(words, show_progress=False)
 
