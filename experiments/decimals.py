@@ -29,7 +29,7 @@ from experiments.findings import Findings, Table, write
 from jaxllm.data.loader import Mixture, Rows, Source
 from jaxllm.data.packing import pack
 from jaxllm.data.tokenizer import Tokenizer, train_tokenizer
-from jaxllm.evals.intervals import spread, t_interval
+from jaxllm.evals.intervals import share_interval, spread, t_interval
 from jaxllm.infer.prompts import pad_prompts
 from jaxllm.model.config import ModelConfig
 from jaxllm.model.params import Params, init
@@ -227,9 +227,9 @@ def findings(config: ConfigDict, runs: dict[tuple[str, float], list[dict[str, An
 
     shares = (0.0, *config.shares)
     cells = [(arm, share) for arm in config.arms for share in shares]
-    found = {(cue, kind): {cell: t_interval(right(*cell, cue, kind)) for cell in cells}
+    found = {(cue, kind): {cell: share_interval(right(*cell, cue, kind)) for cell in cells}
              for cue in CUES for kind in KINDS}
-    odds = {cell: t_interval([run["probability"]["bare"]["conflict"] for run in at(*cell)]) for cell in cells}
+    odds = {cell: share_interval([run["probability"]["bare"]["conflict"] for run in at(*cell)]) for cell in cells}
     loss = {(arm, share): t_interval(np.subtract(right(arm, share, "bare", "conflict"),
                                                  right("agreeing", share, "bare", "conflict")).tolist())
             for arm, share in cells if arm != "agreeing" and share}

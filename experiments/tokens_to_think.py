@@ -28,7 +28,7 @@ from jaxllm.data.loader import Rows
 from jaxllm.data.packing import pack
 from jaxllm.data.tokenizer import Tokenizer, train_tokenizer
 from jaxllm.data.world_problems import Problem
-from jaxllm.evals.intervals import spread, t_interval
+from jaxllm.evals.intervals import share_interval, spread, t_interval
 from jaxllm.infer.generate import generate
 from jaxllm.infer.sampling import SamplingSettings
 from jaxllm.model.config import ModelConfig
@@ -202,7 +202,7 @@ def findings(config: ConfigDict, runs: dict[str, list[dict[str, Any]]]) -> Findi
                 for arm in runs}
     gain = {arm: {kind: t_interval(np.subtract(accuracy[arm][kind], accuracy["answer_first"][kind]).tolist())
                   for kind in kinds} for arm in runs if arm != "answer_first"}
-    interval = {arm: {kind: t_interval(values) for kind, values in by_kind.items()}
+    interval = {arm: {kind: share_interval(values) for kind, values in by_kind.items()}
                 for arm, by_kind in accuracy.items()}
     names = [ARMS[arm] for arm in runs]
     note = f"{len(config.seeds)} seeds, {config.asked} {config.part} problems of a kind each; mean [95%, t over seeds]."

@@ -57,6 +57,8 @@ class TokenShards:
         """Returns one row of `length` tokens per start, across shards. int32 [rows, length]"""
         self._check_range(starts, length)
         rows = np.empty((len(starts), length), self._dtype)
+        if not length:  # the end of the corpus, where no shard begins, may be asked for too
+            return rows.astype(np.int32)
         shards = np.searchsorted(self._borders, starts, "right") - 1
         offsets = starts - self._borders[shards]
         rooms = self._borders[shards + 1] - starts

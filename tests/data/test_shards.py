@@ -72,6 +72,7 @@ def test_any_range_reads_as_in_one_array(tmp_path_factory, data, shard_tokens):
         ends = [e for e in np.cumsum([len(d) for d in docs]) if start < e <= start + length]
         assert shards.document_ends(start, length).tolist() == ends
     np.testing.assert_array_equal(shards.ends_in_rows(starts, length), rows == END)
+    assert shards.read_rows(np.array([len(stream)]), 0).shape == (1, 0) and shards.read(len(stream), 0).shape == (0,)
 
 
 def test_shards_do_not_depend_on_how_documents_are_handed_over(tmp_path):
