@@ -11,6 +11,7 @@ true of somebody else.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import pathlib
 import random
@@ -54,6 +55,8 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 def check(config: ConfigDict) -> None:
     """Refuses what would fail only after the base model is trained."""
+    if not importlib.util.find_spec("bm25s"):
+        raise ValueError("the search needs the extra `tools`: pip install -e '.[tools]'")
     if config.size not in SIZES:
         raise ValueError(f"config.size={config.size!r}: choose one of {', '.join(SIZES)}")
     wanted = f"world:{{seed}}:{config.size}"

@@ -43,6 +43,7 @@ def test_no_more_people_than_there_are_names():
 
 def test_a_fact_is_found_under_its_query():
     """By BM25 of a library, over invented people who share first and last names."""
+    pytest.importorskip("bm25s", reason="needs the extra `tools`")
     found = search_tool(world_encyclopedia(PRACTICE, "card"))
     shared = collections.Counter(word for person in PRACTICE.people for word in person.name.split())
     assert max(shared.values()) > 1
@@ -54,6 +55,7 @@ def test_a_fact_is_found_under_its_query():
 def test_the_loop_writes_what_is_trained_on():
     """A model that says what the conversation says gets the conversation from the loop, token for token; and what it
     said is what the loss counts."""
+    pytest.importorskip("bm25s", reason="needs the extra `tools`")
     tool = search_tool(world_encyclopedia(PRACTICE, "card"))
     fact = PRACTICE.facts[5]
     talk = search_talk(fact, 1, lambda query: tool.call({"query": query}))

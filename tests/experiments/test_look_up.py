@@ -16,6 +16,8 @@ from jaxllm.model.config import preset
 from jaxllm.model.params import init
 from jaxllm.train.checkpoint import save_model
 
+pytest.importorskip("bm25s", reason="needs the extra `tools`")
+
 WORLD = make_world(0, "tiny")
 SHELVES = library(WORLD, "card")
 
