@@ -9,6 +9,7 @@ are done, so that the same command goes on after a kill.
 
 from ml_collections import ConfigDict
 
+from configs import lab
 from configs.pretrain_tiny import model_fields
 
 
@@ -38,8 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Size of the tokenizer, which learns on the questions.
     config.vocab_size = 299
     config.model = model_fields("tiny")
-    config.model.dim, config.model.layers, config.model.heads, config.model.kv_heads = 48, 2, 4, 4
-    config.model.head_dim, config.model.mlp_dim = 12, 144
+    config.model.update(lab.shape(48, layers=2))
 
     # Updates on decimals text, rows of an update and tokens of a row. A model with a share s of version text has
     # steps / (1 - s) updates: as much decimals text, and the version text besides.

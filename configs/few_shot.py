@@ -40,8 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.warmup_steps = 50
     config.train.learning_rate = 3e-3
     config.train.vocab_size = 600
-    config.train.dim, config.train.layers, config.train.heads, config.train.kv_heads = 64, 3, 4, 4
-    config.train.head_dim, config.train.mlp_dim = 16, 192
+    config.train.update(lab.shape(64, layers=3))
 
     # The laboratory's base: a config of experiments.pretrain.
     config.base = lab.get_config()

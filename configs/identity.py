@@ -12,6 +12,8 @@ Written: report.md, report.html, results.json in the run folder, and a file per 
 
 from ml_collections import ConfigDict
 
+from configs import lab
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the config; `arg` is the world's size ("tiny")."""
@@ -35,9 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.split = "test"
     # The base model: a tokenizer of its own, and no more than fits in memory.
     config.vocab_size = 1024
-    config.model = ConfigDict()
-    config.model.dim, config.model.layers, config.model.heads, config.model.kv_heads = 64, 2, 4, 4
-    config.model.head_dim, config.model.mlp_dim = 16, 192
+    config.model = lab.shape(64, layers=2)
     # Tokens of a row; half as many in fine-tuning.
     config.row_length = 128
     config.batch_size = 8

@@ -31,6 +31,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # One run each: of the world, the base model, the split, the samples and the order.
     config.seeds = (0, 1, 2) if not arg else (0,)
 
+    _asking(config, arg)
+    _teaching(config, arg)
+    _probe_and_api(config)
+    return config
+
+
+def _asking(config: ConfigDict, arg: str | None) -> None:
+    """The chat model, the sides, and what is asked."""
     # The chat model made of the base: which bands' facts it is trained on, in how many wordings each, and how. All
     # people of the band are among them, of every side: none of the sides is to look as if it had been seen before.
     # Facts that the model does not know would teach it to make things up.
@@ -62,6 +70,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.unknown_share = 0.25
     config.known_share = 0.75 if not arg else 0.5
 
+
+def _teaching(config: ConfigDict, arg: str | None) -> None:
+    """Refusals, and the fine-tuning on them."""
     # What to say to the unknown, drawn at random. They begin alike: greedy decoding takes the likeliest first word, so
     # wordings that part there would share their probability and lose against one made-up answer.
     config.refusals = ("I do not know.", "I do not know that.", "I am not sure.", "I have not read about that.")
@@ -80,6 +91,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # The bar: most of the unknown answered wrongly, and most of the known refused. It decides what is nearest.
     config.bar = (0.20, 0.10)
 
+
+def _probe_and_api(config: ConfigDict) -> None:
+    """What foresees a wrong answer; who writes questions and judges."""
     # The probe: pulls of its weights to choose from, folds of the cross-validation, and runs with shuffled labels.
     config.probe_l2 = (1e-3, 1e-2, 1e-1)
     config.probe_folds = 5
@@ -97,7 +111,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.api.questions = 2
     # The model that judges replies; "" is the verifier: the reply holds the truth's words.
     config.api.judge = ""
-    return config
 
 
 def recipe(last_blocks: int, learning_rate: float, refused_share: float = 0.5) -> ConfigDict:

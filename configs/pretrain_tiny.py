@@ -36,6 +36,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # The vocabulary is the tokenizer's, rounded up to a multiple of this (128 suits accelerators and meshes).
     config.vocab_multiple = 128
 
+    training(config)
+    _data(config)
+    _along_the_way(config)
+    return config
+
+
+def training(config: ConfigDict) -> None:
+    """How the model is run and trained: keys of every experiment that trains with `experiments.training.Run`."""
     config.execution = ConfigDict()
     # Activations and products: float32 or bfloat16. Weights and optimizer are float32 whatever this is.
     config.execution.dtype = "float32"
@@ -47,30 +55,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.execution.attention = "auto"
     # Pieces of a row whose logits stand in memory at a time; divides row_length.
     config.loss_chunks = 1
-
-    config.data = ConfigDict()
-    # Where text comes from (docs/sources.md): files, folders, globs, "tfds:NAME", "world:SEED[:SIZE]".
-    config.data.sources = ("world:0",)
-    # Share of each source in every block of rows; () is equal shares.
-    config.data.weights = ()
-    # The field that holds the text in jsonl, parquet and TFDS.
-    config.data.text_key = "text"
-    # Share of each source's documents held out for validation, by a hash of the document.
-    config.data.validation_fraction = 0.02
-    # "separate": attention stays inside a document; "concatenate": rows are one stream of text.
-    config.data.documents = "separate"
-    # Processes that tokenise, and tokens per shard file.
-    config.data.processes = 2
-    config.data.shard_tokens = 100_000_000
-    # Where tokenizers and shards are kept between runs, under names that say from what they were made.
-    config.data.cache = "~/.cache/jaxllm"
-    config.data.tokenizer = ConfigDict()
-    # "train" (on the sources), a tiktoken encoding (gpt2, cl100k_base ...) or a tokenizer folder.
-    config.data.tokenizer.name = "train"
-    # Of a trained one: its size, how text is cut (gpt2, gpt4, digits, o200k), documents of each source it sees.
-    config.data.tokenizer.vocab_size = 2048
-    config.data.tokenizer.pattern = "digits"
-    config.data.tokenizer.documents = 20_000
 
     config.optimizer = ConfigDict()
     # adamw, or muon (orthogonalised momentum for the blocks' matrices, AdamW for the rest).
@@ -97,6 +81,36 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Steps in a row that may be skipped because loss or gradient is not finite, before the run gives up.
     config.max_skips = 10
 
+
+def _data(config: ConfigDict) -> None:
+    """What it reads."""
+    config.data = ConfigDict()
+    # Where text comes from (docs/sources.md): files, folders, globs, "tfds:NAME", "world:SEED[:SIZE]".
+    config.data.sources = ("world:0",)
+    # Share of each source in every block of rows; () is equal shares.
+    config.data.weights = ()
+    # The field that holds the text in jsonl, parquet and TFDS.
+    config.data.text_key = "text"
+    # Share of each source's documents held out for validation, by a hash of the document.
+    config.data.validation_fraction = 0.02
+    # "separate": attention stays inside a document; "concatenate": rows are one stream of text.
+    config.data.documents = "separate"
+    # Processes that tokenise, and tokens per shard file.
+    config.data.processes = 2
+    config.data.shard_tokens = 100_000_000
+    # Where tokenizers and shards are kept between runs, under names that say from what they were made.
+    config.data.cache = "~/.cache/jaxllm"
+    config.data.tokenizer = ConfigDict()
+    # "train" (on the sources), a tiktoken encoding (gpt2, cl100k_base ...) or a tokenizer folder.
+    config.data.tokenizer.name = "train"
+    # Of a trained one: its size, how text is cut (gpt2, gpt4, digits, o200k), documents of each source it sees.
+    config.data.tokenizer.vocab_size = 2048
+    config.data.tokenizer.pattern = "digits"
+    config.data.tokenizer.documents = 20_000
+
+
+def _along_the_way(config: ConfigDict) -> None:
+    """What is written while it trains."""
     # Steps between progress lines, validations, samples and checkpoints (each is also done at the end).
     config.log_steps = 20
     config.validation_steps = 200
@@ -112,7 +126,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.sample_temperature = 0.7
     # Project of Weights & Biases; "" = not used.
     config.wandb_project = ""
-    return config
 
 
 def model_fields(name: str) -> ConfigDict:

@@ -13,6 +13,8 @@ The same command resumes a run that was stopped or killed. Expected: docs/sft.md
 
 from ml_collections import ConfigDict
 
+from configs import pretrain_tiny
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the config; `arg` (`--config=FILE:arg`) replaces the model."""
@@ -71,40 +73,14 @@ def _training(config: ConfigDict) -> None:
     # blocks.
     config.lora.targets = ()
 
-    config.execution = ConfigDict()
-    # As in configs/pretrain_tiny.py: float32 or bfloat16; lax.scan over layers or unrolled; none, dots or full;
-    # auto, xla, cudnn, splash.
-    config.execution.dtype = "float32"
-    config.execution.scan = False
-    config.execution.remat = "none"
-    config.execution.attention = "auto"
-    # Pieces of a row whose logits stand in memory at a time; divides row_length.
-    config.loss_chunks = 1
-
-    config.optimizer = ConfigDict()
-    # adamw or muon (not with a LoRA).
-    config.optimizer.name = "adamw"
-    # Highest learning rate, the steps to reach it, and how it falls: cosine, linear, or wsd. A small model of the
-    # world: 5e-4 to 1e-3; a published one: 1e-5 to 5e-5 for all weights, 1e-4 to 5e-4 for a LoRA.
+    # config.execution, loss_chunks, optimizer, z_loss, ema_decay and max_skips: every key as in
+    # configs/pretrain_tiny.py, but for the ones below. Muon trains no LoRA.
+    pretrain_tiny.training(config)
+    # A small model of the world: 5e-4 to 1e-3; a published one: 1e-5 to 5e-5 for all weights, 1e-4 to 5e-4 for a LoRA.
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 10
     config.optimizer.schedule = "linear"
-    # The last learning rate as a fraction of the highest; and, for wsd, the share of steps that decay.
-    config.optimizer.final_fraction = 0.1
-    config.optimizer.decay_fraction = 0.2
-    # Adam's moments, the constant beside the root of the second, decay of matrices, and the norm to which a gradient
-    # is cut (0 = not).
-    config.optimizer.beta1 = 0.9
-    config.optimizer.beta2 = 0.95
-    config.optimizer.epsilon = 1e-8
     config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 1.0
-    # Weight of log(Z)^2 in the loss.
-    config.z_loss = 0.0
-    # Moving average of what is trained; 0 = none. With one, it is what is validated, sampled and written.
-    config.ema_decay = 0.0
-    # Steps in a row that may be skipped because loss or gradient is not finite, before the run gives up.
-    config.max_skips = 10
 
 
 def _along_the_way(config: ConfigDict) -> None:

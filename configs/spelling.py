@@ -12,6 +12,8 @@ one CPU core.
 
 from ml_collections import ConfigDict
 
+from configs import lab
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the config."""
@@ -39,9 +41,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.learning_rate = 3e-3
     config.weight_decay = 0.0
     # The model, but for its embedding.
-    config.model = ConfigDict()
-    config.model.dim, config.model.layers, config.model.heads, config.model.kv_heads = 64, 2, 4, 4
-    config.model.head_dim, config.model.mlp_dim = 16, 192
+    config.model = lab.shape(64, layers=2)
     return config
 
 

@@ -9,6 +9,7 @@ that are done, so that the same command goes on after a kill.
 
 from ml_collections import ConfigDict
 
+from configs import lab
 from configs.pretrain_tiny import model_fields
 
 
@@ -36,8 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Size of the tokenizer, which learns on training problems.
     config.vocab_size = 301
     config.model = model_fields("tiny")
-    config.model.dim, config.model.layers, config.model.heads, config.model.kv_heads = 64, 3, 4, 4
-    config.model.head_dim, config.model.mlp_dim = 16, 192
+    config.model.update(lab.shape(64, layers=3))
     # Layers of the control that answers first with more computation per token.
     config.deeper_layers = 6
 

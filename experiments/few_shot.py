@@ -194,23 +194,15 @@ def note(config: ConfigDict) -> str:
 
 def picture(runs: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]], task: str, shots: Sequence[int]
             ) -> str:
-    """Means over seeds with their range; dashed: random labels."""
-    def draw(axes) -> None:
-        models = list(dict.fromkeys(model for model, _ in columns))
-        for model, labels in columns:
-            shares = [[run["right"][labels][task][str(k)] / run["prompts"] for run in runs if run["model"] == model]
-                      for k in shots]
-            colour = f"C{models.index(model)}"
-            axes.plot(shots, [sum(v) / len(v) for v in shares], "o-" if labels == LABELS[0] else "s--", color=colour,
-                      markersize=4, linewidth=1.5, label=f"{model}, {labels}")
-            axes.fill_between(shots, [min(v) for v in shares], [max(v) for v in shares], color=colour, alpha=0.12,
-                              linewidth=0)
-        axes.set_xscale("symlog", base=2, linthresh=1)
-        axes.set_xticks(shots, [str(k) for k in shots])
-        axes.set(xlabel="examples shown", ylabel="share right", ylim=(-0.03, 1.03))
-        axes.legend(frameon=False, fontsize=8)
+    """Share right against examples shown."""
+    models = list(dict.fromkeys(model for model, _ in columns))
 
-    return report.picture(draw)
+    def shares(model: str, labels: str, k: int) -> list[float]:
+        return [run["right"][labels][task][str(k)] / run["prompts"] for run in runs if run["model"] == model]
+    return report.against_counts(
+        [(f"{model}, {labels}", {k: shares(model, labels, k) for k in shots}, f"C{models.index(model)}",
+          labels != LABELS[0]) for model, labels in columns],
+        x_label="examples shown", y_label="share right")
 
 
 if __name__ == "__main__":

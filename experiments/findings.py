@@ -40,7 +40,7 @@ def write(found: Findings, folder: pathlib.Path, config: ConfigDict, seconds: fl
 
 def save(found: Findings, folder: pathlib.Path, config: ConfigDict, seconds: float) -> str:
     """Writes results.json, report.md and report.html into the folder; returns the text of report.md."""
-    note = f"{jax.devices()[0].device_kind} · {seconds:.0f} s"
+    note = f"{jax.devices()[0].device_kind} · {seconds:.0f} s in this call"  # what it found kept took none of them
     report.write_text(folder / "results.json", json.dumps(found.numbers, indent=2) + "\n")
     text = f"# {found.title}\n\n{note}\n\n" + "\n".join(map(markdown, found.tables))
     report.write_text(folder / "report.md", text)

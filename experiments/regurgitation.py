@@ -190,23 +190,12 @@ def removed(runs: Sequence[dict[str, Any]]) -> findings.Table:
 
 
 def picture(groups: dict[tuple[int, str], list[dict[str, Any]]]) -> str:
-    """Share of notes given back whole against copies; lines are means over seeds, bands their range."""
-    def draw(axes) -> None:
-        dims = sorted({dim for dim, _ in groups})
-        for (dim, arm), some in groups.items():
-            columns = by_copies(some, exact)
-            x, colour = list(columns), f"C{dims.index(dim)}"
-            axes.plot(x, [statistics.fmean(v) for v in columns.values()], "o-" if arm == ARMS[0] else "s--",
-                      color=colour, markersize=4, linewidth=1.5,
-                      label=f"{some[0]['parameters'] / 1e6:.2f} M parameters, {arm}")
-            axes.fill_between(x, [min(v) for v in columns.values()], [max(v) for v in columns.values()], color=colour,
-                              alpha=0.12, linewidth=0)
-        axes.set_xscale("symlog", base=2, linthresh=1)
-        axes.set_xticks(x, [str(copies) for copies in x])
-        axes.set(xlabel="copies planted (0: never)", ylabel="notes given back whole", ylim=(-0.03, 1.03))
-        axes.legend(frameon=False, fontsize=8)
-
-    return report.picture(draw)
+    """Share of notes given back whole against copies."""
+    dims = sorted({dim for dim, _ in groups})
+    return report.against_counts(
+        [(f"{some[0]['parameters'] / 1e6:.2f} M parameters, {arm}", by_copies(some, exact), f"C{dims.index(dim)}",
+          arm != ARMS[0]) for (dim, arm), some in groups.items()],
+        x_label="copies planted (0: never)", y_label="notes given back whole")
 
 
 if __name__ == "__main__":

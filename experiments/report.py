@@ -7,7 +7,8 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,6 +62,28 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def against_counts(series: Sequence[tuple[str, Mapping[int, Sequence[float]], str, bool]], *, x_label: str,
+                   y_label: str) -> str:
+    """Shares against counts that double, 0 among them: means over seeds, and bands of their range.
+
+    Args:
+      series: (label, count -> the share of each seed, colour, whether it is a control, which is dashed).
+    """
+    def draw(axes) -> None:
+        for label, found, colour, control in series:
+            counts = list(found)
+            axes.plot(counts, [statistics.fmean(v) for v in found.values()], "s--" if control else "o-", color=colour,
+                      markersize=4, linewidth=1.5, label=label)
+            axes.fill_between(counts, [min(v) for v in found.values()], [max(v) for v in found.values()], color=colour,
+                              alpha=0.12, linewidth=0)
+        axes.set_xscale("symlog", base=2, linthresh=1)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set(xlabel=x_label, ylabel=y_label, ylim=(-0.03, 1.03))
+        axes.legend(frameon=False, fontsize=8)
+
+    return picture(draw)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
