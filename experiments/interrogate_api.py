@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxllm.evals.factuality import Judge, Verdict, normalise
 from jaxllm.evals.questions import Question
-
-# (prompt, temperature, most tokens) -> reply.
-Complete = Callable[[str, float, int], str]
+from jaxllm.infer import remote
+from jaxllm.infer.remote import Complete, until_read
 
 WRITE = """Write {count} questions on facts in the passage below. Each must be answered by a few words of the passage \
 and make sense to somebody who has not read it. Reply with a JSON array alone:
@@ -31,7 +28,7 @@ _LONGEST = 4000  # characters of a reply that are sent
 
 
 def connect(settings: ConfigDict, model: str) -> Complete:
-    """A function that asks a model.
+    """A function that asks a model; see `remote.connect`.
 
     Args:
       settings: base_url, key_env, seconds, attempts.
@@ -41,31 +38,15 @@ def connect(settings: ConfigDict, model: str) -> Complete:
       ValueError: when the openai client is not installed.
       OSError: from the function: the server cannot be reached or refuses the request.
     """
-    try:
-        import openai
-    except ImportError as error:
-        raise ValueError("a model behind an API needs the openai client: pip install -e '.[interop]'") from error
-
-    client = openai.OpenAI(base_url=settings.base_url, api_key=os.environ.get(settings.key_env) or "none",
-                           timeout=settings.seconds, max_retries=settings.attempts - 1)
+    ask = remote.connect(settings.base_url, model, key=os.environ.get(settings.key_env) or "none",
+                         seconds=settings.seconds, attempts=settings.attempts)
 
     def complete(prompt: str, temperature: float, max_tokens: int) -> str:
         try:
-            reply = client.chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}],
-                                                   temperature=temperature, max_tokens=max_tokens)
-        except openai.OpenAIError as error:
-            raise OSError(f"{settings.base_url}, model {model}: {error}; check config.api") from error
-        return reply.choices[0].message.content or "" if reply.choices else ""
+            return ask(prompt, temperature, max_tokens)
+        except OSError as error:
+            raise OSError(f"{error}; check config.api") from error
     return complete
-
-
-def _until_read(complete: Complete, prompt: str, max_tokens: int, attempts: int, read: Callable[[str], Any]) -> Any:
-    """What `read` makes of the first reply that it does not answer with None; the first is greedy, the others drawn."""
-    for attempt in range(attempts):
-        found = read(complete(prompt, 0.0 if attempt == 0 else 1.0, max_tokens))
-        if found is not None:
-            return found
-    return None
 
 
 def write_questions(complete: Complete, passage: str, origin: str, count: int, attempts: int) -> list[Question]:
@@ -80,7 +61,7 @@ def write_questions(complete: Complete, passage: str, origin: str, count: int, a
       count: at most so many.
       attempts: replies that are asked for until one is a JSON array of questions and answers.
     """
-    pairs = _until_read(complete, WRITE.format(count=count, passage=passage), 120 * count, attempts, _read_pairs) or []
+    pairs = until_read(complete, WRITE.format(count=count, passage=passage), 120 * count, attempts, _read_pairs) or []
     inside = f" {normalise(passage)} "
     return [Question(question, answer, origin) for question, answer in pairs[:count]
             if normalise(answer) and f" {normalise(answer)} " in inside]
@@ -119,7 +100,7 @@ class ModelJudge:
         """The verdict on a reply."""
         self.judged += 1
         case = json.dumps({"question": question, "true answer": truth, "reply": reply[:_LONGEST]}, ensure_ascii=False)
-        found = _until_read(self.complete, JUDGE.format(case=case), 8, self.attempts, _read_verdict)
+        found = until_read(self.complete, JUDGE.format(case=case), 8, self.attempts, _read_verdict)
         if found is None:
             self.unread += 1
             return self.otherwise(question, truth, reply)

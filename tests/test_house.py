@@ -18,8 +18,9 @@ MAY_IMPORT = {
     "model": {"model"},
     "train": {"data", "model", "train"},
     "infer": {"data", "model", "infer"},
+    "rl": {"data", "model", "train", "infer", "rl"},
     "evals": {"data", "model", "train", "infer", "evals"},
-    "serve": {"data", "model", "infer", "serve"},
+    "serve": {"data", "model", "infer", "evals", "serve"},
 }
 
 

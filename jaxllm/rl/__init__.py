@@ -1,0 +1,1 @@
+"""Learning from rewards and rankings: losses of arrays, reward models, rollouts."""
