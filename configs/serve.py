@@ -2,10 +2,12 @@
 
     python -m experiments.serve --config.model=runs/pretrain_tiny
     python -m experiments.serve --config.model=models/smollm2 --config.weights=int8 --config.slots=16
+    python -m experiments.serve --config.model=models/smollm2 --config.prefer.collect=True --workdir=runs/rank
     JAXLLM_API_KEY=... python -m experiments.serve --config.model=models/smollm2 --config.host=0.0.0.0
 
 Expected: what it loads and compiles, line by line, then the address; it stays until Ctrl-C or SIGTERM, lets what
-runs finish and ends. Endpoints, limits and what is not supported: docs/serve.md.
+runs finish and ends. Endpoints, limits and what is not supported: docs/serve.md. The page that collects
+rankings: docs/preferences.md.
 """
 
 from ml_collections import ConfigDict
@@ -58,6 +60,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.cache_dtype = ""
     # Special token put before a text of /v1/completions: "auto" is what the model's documents begin with; "" is none.
     config.begin = "auto"
+
+    # Whether people may rank samples of the model on the page /prefer; their rankings go to WORKDIR/rankings.jsonl.
+    config.prefer = ConfigDict({"collect": False})
+    # A file of prompts (one a line, or records with "prompt" or "messages"); "" lets people write their own alone.
+    config.prefer.prompts = ""
+    # Samples to order at a time, at most 9; how they are drawn, and their tokens at most.
+    config.prefer.samples = 4
+    config.prefer.temperature = 1.0
+    config.prefer.max_tokens = 256
+    # Share of a person's sets that somebody else has ranked already, by which agreement is measured.
+    config.prefer.overlap = 0.2
     return config
 
 

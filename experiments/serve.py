@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments import launch
+from jaxllm.data.preferences import read_prompts
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.infer.engine import Engine
 from jaxllm.model.config import Execution, ModelConfig
@@ -35,7 +36,7 @@ def main(config: ConfigDict, workdir: str) -> None:
 
     Args:
       config: see configs/serve.py.
-      workdir: not used; a server leaves no files.
+      workdir: where rankings are kept, if they are collected; a server leaves no other files.
 
     Raises:
       ValueError: for a setting out of range.
@@ -44,7 +45,7 @@ def main(config: ConfigDict, workdir: str) -> None:
       OSError: when the port is taken.
     """
     check(config)
-    server = build(config)
+    server = build(config, workdir)
     print(f"serving {server.served.model_id} at http://{_shown(config.host)}:{server.config.port} "
           f"({'with' if os.environ.get(config.api_key_env) else 'without'} an API key); Ctrl-C stops it", flush=True)
     server.run()
@@ -63,19 +64,30 @@ def check(config: ConfigDict) -> None:
     if config.port > 65535:
         raise ValueError(f"config.port is {config.port}; ports end at 65535")
     Execution(dtype=config.dtype)
+    most = min(9, config.max_samples)
+    if config.prefer.collect and not 2 <= config.prefer.samples <= most:
+        raise ValueError(f"config.prefer.samples is {config.prefer.samples}; choose 2 to {most}")
+    if not 0 <= config.prefer.overlap <= 1:
+        raise ValueError(f"config.prefer.overlap is {config.prefer.overlap}; it is a share, 0 to 1")
+    if not config.prefer.temperature > 0 or config.prefer.max_tokens < 1:
+        raise ValueError(f"config.prefer.temperature is {config.prefer.temperature} and config.prefer.max_tokens "
+                         f"{config.prefer.max_tokens}; both must be above 0")
 
 
-def build(config: ConfigDict):
+def build(config: ConfigDict, workdir: str = "."):
     """Loads, compiles and wires everything; returns the `Server`, whose worker runs already."""
     try:
         from jaxllm.serve.api import create_app
         from jaxllm.serve.errors import ApiError
+        from jaxllm.serve.preference_store import PreferenceStore
+        from jaxllm.serve.preferring import Preferring
         from jaxllm.serve.served import Limits, Served
         from jaxllm.serve.server import Server
         from jaxllm.serve.worker import Worker
     except ModuleNotFoundError as error:
         raise ValueError(f"serving needs the package {error.name}: pip install -e '.[serve]'") from error
     port = _free_port(config.host, config.port)
+    prompts = read_prompts(config.prefer.prompts) if config.prefer.prompts else []
     params, model, tokenizer = _timed(f"loading {config.model}", lambda: load_model(config.model))
     capacity = min(config.capacity or MOST_CAPACITY, model.max_positions)
     limits = Limits(capacity=capacity, max_tokens=min(config.max_tokens or capacity, capacity),
@@ -91,6 +103,13 @@ def build(config: ConfigDict):
     worker = Worker(engine, slots=config.slots, queue=config.queue)
     served = Served(params, model, tokenizer, config.model_id or _name(config.model), worker, limits,
                     begin_tokens=begin_tokens(config.begin, tokenizer))
+    if config.prefer.collect:
+        if not tokenizer.chat_template:
+            raise ValueError(f"{config.model} has no chat template, and the samples to rank are replies; serve a chat "
+                             f"model, or without config.prefer.collect")
+        store = PreferenceStore(pathlib.Path(workdir), prompts, config.prefer.overlap)
+        served.preferring = Preferring(store, config.prefer.samples, config.prefer.temperature,
+                                       min(config.prefer.max_tokens, limits.max_tokens))
     try:
         _timed("grammars", served.grammars)
     except (ValueError, ImportError, ApiError) as error:  # a model that only continues text has none to make

@@ -36,7 +36,7 @@ from jaxllm.serve.served import Served
 # Seconds after which a silent stream sends a comment: it shows that the connection lives.
 BEAT_SECONDS = 5.0
 # Modules with `router(served)`, taken in where they are there, and the paths of theirs that need no key.
-PAGES = ("jaxllm.serve.pages", "jaxllm.serve.inspection")
+PAGES = ("jaxllm.serve.pages", "jaxllm.serve.inspection", "jaxllm.serve.preferring")
 # What /tokenize takes: templates run in Python, beside the thread of the engine.
 MOST_MESSAGES = 2048
 MOST_CHARACTERS = 2**20

@@ -66,7 +66,7 @@ def router(served: Served) -> APIRouter:
         return {"id": served.model_id, "layers": config.layers, "heads": config.heads, "vocab_size": config.vocab_size,
                 "max_tokens": served.limits.max_tokens, "max_samples": served.limits.max_samples,
                 "chat": bool(tokenizer.chat_template), "formats": formats(tokenizer), "encodings": encodings(tokenizer),
-                "specials": list(tokenizer.special_tokens)}
+                "specials": list(tokenizer.special_tokens), "ranks": served.preferring is not None}
 
     @routes.post("/look")
     def look_inside(asked: LookRequest) -> dict[str, Any]:

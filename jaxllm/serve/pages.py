@@ -1,4 +1,4 @@
-"""The two pages, chat and tokens, from files beside this module: no build step, nothing from elsewhere."""
+"""The pages chat, tokens and rank, from files beside this module: no build step, nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDER = pathlib.Path(__file__).with_name("pages")
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 # They hold nothing of the model's; the calls that they make need the key where there is one.
-OPEN_PATHS = ("/", "/tokens", "/pages/")
+OPEN_PATHS = ("/", "/tokens", "/prefer", "/pages/")
 # Nothing but these files runs, loads or is called, whatever a model writes into the page.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -31,7 +31,7 @@ HEADERS = {
 
 
 def router(served: Served) -> APIRouter:
-    """`/` (chat), `/tokens` and their files."""
+    """`/` (chat), `/tokens`, `/prefer` (rank) and their files."""
     routes = APIRouter(include_in_schema=False)
 
     @routes.get("/")
@@ -41,6 +41,10 @@ def router(served: Served) -> APIRouter:
     @routes.get("/tokens")
     def tokens_page(request: HTTPRequest) -> Response:
         return _file("tokens.html", request)
+
+    @routes.get("/prefer")
+    def prefer_page(request: HTTPRequest) -> Response:
+        return _file("prefer.html", request)
 
     @routes.get("/pages/{name}")
     def file(name: str, request: HTTPRequest) -> Response:

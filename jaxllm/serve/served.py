@@ -14,6 +14,7 @@ from jaxllm.model.params import Params
 
 if TYPE_CHECKING:
     from jaxllm.serve.grammar import Grammars
+    from jaxllm.serve.preferring import Preferring
     from jaxllm.serve.worker import Worker
 
 
@@ -57,6 +58,7 @@ class Served:
       limits: what a client may ask for.
       begin_tokens: put before a text of /v1/completions: what stands before a document.
       created: unix time in seconds, as /v1/models states it.
+      preferring: how people's rankings of samples are collected; None where they are not.
       draining: True once the server is stopping: what runs may finish, nothing new is taken.
     """
 
@@ -68,6 +70,7 @@ class Served:
     limits: Limits
     begin_tokens: tuple[int, ...] = ()
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    preferring: Preferring | None = None
     draining: bool = False
     _grammars: Grammars | None = dataclasses.field(default=None, repr=False)
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)

@@ -230,6 +230,7 @@ async function describe() {
     model = about.id;
     specials = about.specials;
     find("model").textContent = about.id;
+    find("to-prefer").hidden = !about.ranks;
     find("settings").elements.n.max = about.max_samples;
     find("settings").elements.max_tokens.max = about.max_tokens;
     find("empty-text").textContent = about.chat

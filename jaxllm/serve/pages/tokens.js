@@ -168,6 +168,7 @@ async function start() {
   try {
     const about = await getJSON("/inspect/model");
     find("model").textContent = about.id;
+    find("to-prefer").hidden = !about.ranks;
     makeColumns(about.encodings);
     find("text").value = EXAMPLE;
     const own = about.chat ? [el("option", { value: "own", text: "the model's own" })] : [];
