@@ -6,7 +6,8 @@
 
 Pairs "key: value" under a mapping that is drawn anew for every text, so that weights cannot know it. Controls: the same
 prompts with random labels, a model trained on the same texts with their pairs broken, and one that was never trained.
-docs/few_shot.md has what came out: at this size nothing is learnt from the prompt; about 2 minutes a seed on one core.
+Expected, models trained here: of shift 0.94 or more is right from one example on, 0.2 with random labels; look-up
+and classes are not learnt (docs/few_shot.md).
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # Of the models trained here: updates, each on batch_size rows of row_length tokens.
     config.train = ConfigDict()
-    config.train.steps = 1500
+    config.train.steps = 3000
     config.train.batch_size = 4
     config.train.row_length = 128
     config.train.warmup_steps = 50

@@ -2,10 +2,9 @@
 
     python -m experiments.identity
 
-Expected, mean of seeds 0, 1, 2 [95% by Student's t], where 0.3 of the documents are about the other assistant: the base
-names that one at 0.771 [0.636, 0.907]; fine-tuned without hard-coded conversations at 0.151 [0.000, 0.315]; with 40 of
-them it names itself at 0.172 [0.046, 0.299] and the other at 0.000. A name in the system message that no training had:
-0.947 [0.884, 1.000]. 6 minutes on one core of a Xeon at 2.5 GHz.
+Expected where 0.3 of the documents are about the other assistant: the base names that one at 0.7 to 0.8; fine-tuned
+with 40 hard-coded conversations it names itself at 0.95 and the other at 0.00; with 2, at 0.4 to 0.5. A name in the
+system message that no training had, mean of seeds 0, 1, 2 [95% by Student's t]: 0.947 [0.884, 1.000].
 
 Written: report.md, report.html, results.json in the run folder, and a file per base model that is done.
 """
@@ -44,7 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.base_steps = 300
     config.base_learning_rate = 4e-3
     # Of every fine-tuning, and of that with system messages, in which copying a name has to be learnt.
-    config.steps, config.learning_rate = 60, 1e-3
+    config.steps, config.learning_rate = 120, 2e-3
     config.system_steps, config.system_learning_rate = 1000, 2e-3
 
     # Replies drawn to each question at temperature 1.

@@ -3,9 +3,8 @@
     python -m experiments.interrogate
     python -m experiments.interrogate --config=configs/interrogate.py:models/smollm2 --config.text=articles.txt
 
-Expected, three seeds: of the unknown 0.97 answered wrongly before and 0.25 to 0.31 after, with 0.09 to 0.23 of the
-known refused; 0.12 and 0.06 by the threshold. The bar of 0.20 and 0.10 is not met. About 6 minutes on one core, the
-base models (experiments/lab.py, kept) apart. docs/interrogate.md has the tables. Written:
+Before, 0.97 of the unknown is answered wrongly; the bar after it is 0.20, with 0.10 of the known refused.
+docs/interrogate.md has what came out. Written:
 
     runs/interrogate/report.md .html results.json
     runs/interrogate/replies.jsonl             every test question with its replies and verdicts
@@ -22,6 +21,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     # The base model (experiments.pretrain), trained once for each seed, of the world that its sources name.
     config.base = lab.get_config()
+    # Of its own: a vocabulary in which most values are one token, and more passes. The surer a base is of what it was
+    # told often, the better its own uncertainty tells whom it does not know.
+    config.base.data.tokenizer.vocab_size = 2048
+    config.base.steps, config.base.validation_steps, config.base.checkpoint_steps = 6000, 3000, 1500
     # A chat model's folder instead, "{seed}" standing for the seed. It is not fine-tuned on questions first.
     config.model = arg or ""
     # Where paragraphs come from that questions are made of (docs/sources.md), and the field with the text; "" asks
@@ -41,16 +44,18 @@ def _asking(config: ConfigDict, arg: str | None) -> None:
     """The chat model, the sides, and what is asked."""
     # The chat model made of the base: which bands' facts it is trained on, in how many wordings each, and how. All
     # people of the band are among them, of every side: none of the sides is to look as if it had been seen before.
-    # Facts that the model does not know would teach it to make things up.
     config.sft = ConfigDict()
     config.sft.bands = ("often",)
+    # Facts told once, drawn at random, for each of those: annotators write what the model does not know as well. It
+    # learns to make things up, and stays less sure of what it makes up.
+    config.sft.once = 1.0
     config.sft.wordings = 2
     config.sft.steps = 60
     config.sft.batch_size = 8
     config.sft.learning_rate = 5e-4
 
     # Shares of the people (or passages) for training and for validation; the rest is for the test.
-    config.split = (0.5, 0.2)
+    config.split = (0.65, 0.15)
     # Wordings in which each fact is asked, of those that documents use.
     config.wordings = 2
     # Ask the test side in the one wording that no document uses and no training has. So small a base understands few of
@@ -58,7 +63,7 @@ def _asking(config: ConfigDict, arg: str | None) -> None:
     config.held_out_wording = False
     # Most questions of a band on each side.
     config.most = ConfigDict()
-    config.most.train, config.most.validation, config.most.test = (1000, 160, 300) if not arg else (32, 16, 24)
+    config.most.train, config.most.validation, config.most.test = (850, 160, 300) if not arg else (32, 16, 24)
 
     # The interrogation: samples of each question, their temperature, and tokens of a reply.
     config.samples = 4
@@ -78,16 +83,14 @@ def _teaching(config: ConfigDict, arg: str | None) -> None:
     config.refusals = ("I do not know.", "I do not know that.", "I am not sure.", "I have not read about that.")
     # Fine-tuning in rounds, each on so many questions, no question twice before all had their turn. After each the
     # validation side is asked; the round nearest to the bar is taken.
-    config.rounds = 8 if not arg else 3
-    config.round_questions = 400 if not arg else 32
-    config.round_steps = 10 if not arg else 4
+    config.rounds = 10 if not arg else 3
+    config.round_questions = 800 if not arg else 32
+    config.round_steps = 20 if not arg else 4
     config.batch_size = 8 if not arg else 4
     config.row_length = 128 if not arg else 256
-    # Recipes to choose from, on the validation side. The first block, left alone, cannot learn names by heart.
+    # Recipes to choose from, on the validation side. The first blocks, left alone, cannot learn names by heart.
     config.recipes = ConfigDict()
-    config.recipes.last_blocks = recipe(3, 3e-4) if not arg else recipe(2, 1e-4)
-    if not arg:
-        config.recipes.whole = recipe(0, 2e-4, refused_share=0.3)
+    config.recipes.last_blocks = recipe(2, 1.5e-4, refused_share=0.33) if not arg else recipe(2, 1e-4)
     # The bar: most of the unknown answered wrongly, and most of the known refused. It decides what is nearest.
     config.bar = (0.20, 0.10)
 

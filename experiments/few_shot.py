@@ -25,7 +25,6 @@ from experiments.few_shot_tasks import (
     SYMBOLIC,
     Pair,
     Problem,
-    encode,
     lines,
     training_pairs,
 )
@@ -118,8 +117,8 @@ def trained(config: ConfigDict, seed: int, *, broken: bool) -> Model:
     """A small model that read texts of pairs once."""
     settings = config.train
     params, architecture, tokenizer = start(config, seed)
-    encoded = [encode(pairs, config.separator, tokenizer) for pairs in texts_of(config, seed, broken=broken)]
-    packed = pack([ids for ids, _ in encoded], settings.row_length, [counts for _, counts in encoded])
+    texts = [lines(pairs, config.separator) for pairs in texts_of(config, seed, broken=broken)]
+    packed = pack([[tokenizer.end_of_text, *ids] for ids in tokenizer.encode_batch(texts, 1)], settings.row_length)
     rows = jax.tree.map(lambda x: x[:settings.steps * settings.batch_size], packed.batch)
     recipe = lab.Recipe(settings.steps, settings.batch_size, settings.learning_rate, settings.warmup_steps)
     label = f"{'broken ' if broken else ''}pairs, seed {seed}"

@@ -15,8 +15,6 @@ import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxllm.data.tokenizer import Tokenizer
-
 Pair = tuple[str, str]
 
 KINDS: Mapping[str, tuple[str, ...]] = {kind: tuple(words.split()) for kind, words in {
@@ -115,6 +113,7 @@ SYMBOLIC: Mapping[str, Callable[[int, random.Random], Problem]] = {
 REAL: Mapping[str, Callable[[int, random.Random], Problem]] = {
     "capitals": known(CAPITALS), "opposites": known(OPPOSITES)}
 MOST_SHOTS = 16  # a shift by 3 leaves 17 of the 20 numbers
+TEXTS = {"kinds": 1, "look-up": 4, "classes": 2, "shift": 4}  # how often each stands in the training text
 LOOK_UP_LINES = 40  # of a training text: about as many as a row of 128 tokens holds
 
 
@@ -127,29 +126,16 @@ def training_pairs(rng: random.Random, *, broken: bool) -> list[Pair]:
       rng: of the text; the same state gives the same keys and values, broken or not.
       broken: the control: which value follows which key is drawn at random.
     """
-    name = rng.choices(("kinds", *SYMBOLIC), (1, 3, 2, 1))[0]
+    name = rng.choices(tuple(TEXTS), tuple(TEXTS.values()))[0]
     if name == "kinds":
         pairs = rng.sample([(word, kind) for kind, words in KINDS.items() for word in words], MOST_SHOTS)
     else:
-        # Texts with few pairs are as frequent as those with many: in a look-up they repeat most.
-        problem = SYMBOLIC[name](rng.randint(1, rng.randint(1, MOST_SHOTS)), rng)
+        most = rng.randint(1, MOST_SHOTS)
+        # Few pairs repeat most: there a look-up is learnt first.
+        problem = SYMBOLIC[name](rng.randint(1, most) if name == "look-up" else most, rng)
         pairs = [*problem.shown, (problem.key, problem.answer)]
     if name == "look-up":  # keys come again, so that the text itself rewards looking back
         pairs += rng.choices(pairs, k=LOOK_UP_LINES - len(pairs))
     values = [value for _, value in pairs]
     order = rng.sample(values, len(values))
     return [(key, value) for (key, _), value in zip(pairs, order if broken else values, strict=True)]
-
-
-def encode(pairs: Sequence[Pair], separator: str, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """(ids, which of them count in the loss): values and ends of lines; keys are random, and nothing predicts them.
-
-    The ids are those of `lines`: a line is cut where the tokenizer's pattern cuts it too.
-    """
-    ids, counts = [tokenizer.end_of_text], [False]
-    for key, value in pairs:
-        for text, counted in ((key + separator, False), (f" {value}", True), ("\n", True)):
-            part = tokenizer.encode(text)
-            ids += part
-            counts += [counted] * len(part)
-    return ids, counts

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import random
 import time
 from typing import Any
 
@@ -81,6 +82,8 @@ def check(config: ConfigDict) -> None:
     for key, least in (("steps", 11), ("batch_size", 1), ("wordings", 1)):
         if config.sft[key] < least:
             raise ValueError(f"config.sft.{key}={config.sft[key]}: choose {least} or more")
+    if config.sft.once < 0:
+        raise ValueError(f"config.sft.once={config.sft.once}: choose 0 or more")
     for key in ("seeds", "refusals", "recipes", "probe_l2"):
         if not len(config[key]):
             raise ValueError(f"config.{key} is empty: give at least one")
@@ -170,7 +173,10 @@ class Seed:
         config, seed = self.config, self.seed
         if config.model:
             return Subject.load(config.model.format(seed=seed), "" if config.text else " ")
-        facts = [fact for band in config.sft.bands for fact in world_of(config, seed).select(band, "person")]
+        world = world_of(config, seed)
+        facts = [fact for band in config.sft.bands for fact in world.select(band, "person")]
+        tail = world.select("once", "person")
+        facts += random.Random(f"{seed}/chat").sample(tail, min(len(tail), round(config.sft.once * len(facts))))
         folder = lab.stage(self.folder, f"chat{seed}", self.settings(CHAT), lambda folder: chat_model(
             lab.base_model(config.base, seed), facts, config, seed, folder / "model"))
         return Subject.load(folder, " ")

@@ -192,7 +192,7 @@ def lessons(found: Interrogated, lead: str, config: ConfigDict, seed: int, *, at
     Args:
       found: of the training side. Questions between the two shares are left out.
       lead: see `Subject`.
-      config: with refusals, unknown_share, known_share.
+      config: with refusals, unknown_share.
       seed: of wordings and order.
       at_random: the control: as many refusals, on questions drawn at random; to the others the model's own reply.
 
@@ -202,7 +202,7 @@ def lessons(found: Interrogated, lead: str, config: ConfigDict, seed: int, *, at
     rng = random.Random(f"{seed}/lessons")
     right = [one.right for one in found.asked]
     refused = [i for i, share in enumerate(right) if share <= config.unknown_share]
-    answered = [i for i, share in enumerate(right) if share >= config.known_share]
+    answered = np.flatnonzero(found.known).tolist()
     if not refused or not answered:
         raise ValueError(f"of {len(right)} questions the model knows {len(answered)} and does not know {len(refused)}; "
                          f"both are needed: give other questions or change known_share, unknown_share")

@@ -32,16 +32,15 @@ def side_of(origin: str, config: ConfigDict, seed: int) -> str:
 
 
 def world_sides(world: World, config: ConfigDict, seed: int) -> dict[str, list[Question]]:
-    """Questions on people for each side; nobody stands on two, but for facts that no document tells.
+    """Questions on people for each side; nobody stands on two, but for facts held out of people on the training side.
 
-    What no document tells is never trained on. The facts held out of people on the training side are for the test.
+    Those facts are for the test. Of the people of whom no document tells, each side has its own: on the training side
+    they are names made up to be refused.
     """
     facts: dict[str, list[Fact]] = {side: [] for side in SIDES}
     for fact in world.select(kind="person"):
         side = side_of(fact.entity.name, config, seed)
-        if fact.band == "never" and side == "train":
-            if fact.entity.band == "never":
-                continue
+        if side == "train" and fact.band == "never" != fact.entity.band:
             side = "test"
         facts[side].append(fact)
     return {side: cut(world_questions(facts[side], seed, wordings=config.wordings,

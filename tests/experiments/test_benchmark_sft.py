@@ -49,6 +49,7 @@ def test_our_side_reads_every_token(prepared, config):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="the extra peers is not installed")
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL itself gives it
 def test_trl_computes_the_same_loss(prepared):
     from experiments import benchmark_sft_trl
     folder, tokens = prepared

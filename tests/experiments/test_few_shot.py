@@ -88,14 +88,13 @@ def test_broken_texts_hold_the_same_words_in_other_pairs():
 
 
 @pytest.mark.parametrize("separator", ["", ":"])
-def test_values_count_and_the_ids_are_those_of_the_text(separator):
+def test_a_prompt_is_cut_into_tokens_where_the_training_text_is(separator):
     texts = [tasks.training_pairs(random.Random(seed), broken=False) for seed in range(40)]
     tokenizer = train_tokenizer([tasks.lines(pairs, separator) for pairs in texts], 400)
     for pairs in texts:
-        ids, counts = tasks.encode(pairs, separator, tokenizer)
-        assert ids == [tokenizer.end_of_text, *tokenizer.encode(tasks.lines(pairs, separator))]
-        counted = [token for token, counted in zip(ids, counts, strict=True) if counted]
-        assert tokenizer.decode(counted) == "".join(f" {value}\n" for _, value in pairs)
+        problem = tasks.Problem(tuple(pairs[:-1]), *pairs[-1], ())
+        asked = tokenizer.encode(problem.prompt(separator))
+        assert tokenizer.encode(tasks.lines(pairs, separator)) == asked + tokenizer.encode(f" {problem.answer}\n")
 
 
 def test_whole_answer_up_to_the_end_of_the_line_is_right(monkeypatch):

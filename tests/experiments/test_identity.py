@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from configs import identity as configs
 from experiments import identity
@@ -23,7 +24,6 @@ from experiments.identity_talks import (
 )
 from jaxllm.data.tokenizer import train_tokenizer
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.model.transformer import forward
 
 
@@ -66,7 +66,7 @@ def test_the_probability_of_a_name_token_by_token():
     """Against the softmax after each prefix, one at a time, on prompts and replies of different lengths."""
     tokenizer = train_tokenizer([wording.format(n="Ada") + "." for wording in REPLIES] * 9, 290, "digits")
     model = preset("nano", vocab_size=290, layers=1)
-    params = jax.tree.map(lambda x: 2 * x, init(model, jax.random.key(1)))
+    params = jax.tree.map(lambda x: jnp.asarray(2 * x), random_weights(model, 1))
     prompts, names = [[1, 2, 3], [4]], ["Ada", "Otto"]
     run = jax.jit(lambda tokens: jax.nn.softmax(forward(params, model, tokens)[0]))
 
@@ -94,7 +94,8 @@ def test_what_cannot_be_is_refused_at_once(key, value, said, tmp_path):
         identity.main(config, str(tmp_path))
 
 
-def test_the_whole_of_it_small(tmp_path):
+def test_the_whole_of_it_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "init", lambda model, key: random_weights(model))
     config = small()
     identity.main(config, str(tmp_path))
     numbers = json.loads((tmp_path / "results.json").read_text())["share 0.1"]

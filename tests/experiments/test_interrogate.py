@@ -1,13 +1,15 @@
 """The interrogation from end to end on a tiny world, kept stages, questions on text, and the models behind an API."""
 
+import collections
 import dataclasses
 import http.server
 import json
+import shutil
 import threading
 
-import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from configs import interrogate as config_file
 from experiments import interrogate as experiment
@@ -18,7 +20,6 @@ from jaxllm.data.world import documents, make_world
 from jaxllm.evals.factuality import Verdict, is_refusal, verifier
 from jaxllm.evals.questions import HELD_OUT, Question
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.train.checkpoint import load_model, save_model
 
 
@@ -26,13 +27,13 @@ def small():
     config = config_file.get_config()
     config.base.data.sources = ("world:{seed}:tiny",)
     config.seeds, config.split, config.max_tokens = (0,), (0.5, 0.25), 8
-    config.most.train, config.most.validation, config.most.test = 40, 16, 16
+    config.most.train, config.most.validation, config.most.test = 16, 8, 8
     config.ask_batch = 16
     config.samples, config.rounds, config.round_questions, config.round_steps = 2, 1, 16, 4
-    config.sft.steps, config.batch_size, config.sft.batch_size, config.row_length = 11, 2, 2, 64
+    config.sft.steps, config.batch_size, config.sft.batch_size, config.row_length = 11, 2, 2, 160
     config.probe_l2, config.probe_folds, config.probe_shuffles = (0.1,), 2, 1
-    del config.recipes.whole
-    config.recipes.last_blocks.last_blocks = 1
+    # As in the run on text, so that the two share a compiled step.
+    config.recipes.last_blocks.last_blocks, config.recipes.last_blocks.learning_rate = 1, 1e-4
     return config
 
 
@@ -43,7 +44,7 @@ def base(tmp_path_factory):
     tokenizer = train_tokenizer([page.text for page in documents(world)], 400)
     config = preset("nano", vocab_size=tokenizer.vocab_size, max_positions=256)
     folder = tmp_path_factory.mktemp("base")
-    save_model(folder / "model", init(config, jax.random.key(0)), config, tokenizer)
+    save_model(folder / "model", random_weights(config), config, tokenizer)
     return folder
 
 
@@ -95,15 +96,33 @@ def test_a_killed_run_goes_on_where_it_was(base, finished, monkeypatch):
     assert not made and (finished / "results.json").read_text() == before
 
 
-def test_sides_share_nobody_and_train_on_nothing_untold():
+def test_sides_share_nobody_and_held_out_facts_are_never_trained_on():
     config = small()
     sides = experiment.world_sides(make_world(0, "tiny"), config, 0)
     people = {side: {q.origin for q in questions if q.band != HELD_OUT} for side, questions in sides.items()}
     assert not people["train"] & people["test"] and not people["validation"] & (people["train"] | people["test"])
-    assert not {q.band for q in sides["train"]} & {HELD_OUT, "never"}
+    assert HELD_OUT not in {q.band for q in sides["train"]} and "never" in {q.band for q in sides["train"]}
     assert {HELD_OUT, "never"} <= {q.band for q in sides["test"]}
     for side, questions in sides.items():
         assert max(np.unique([q.band for q in questions], return_counts=True)[1]) <= config.most[side]
+
+
+def test_the_chat_model_is_taught_as_many_facts_told_once(base, tmp_path, monkeypatch):
+    told = []
+
+    def chat_model(base, facts, config, seed, folder):
+        told.extend(facts)
+        shutil.copytree(base / "model", folder)
+    monkeypatch.setattr(lab, "base_model", lambda config, seed: base)
+    monkeypatch.setattr(experiment, "chat_model", chat_model)
+    config = small()
+    experiment.Seed(config, 0, tmp_path).subject()
+    bands = collections.Counter(fact.band for fact in told)
+    assert set(bands) == {"often", "once"} and bands["often"] == bands["once"] > 0
+    told.clear()
+    config.sft.once = 0.0
+    experiment.Seed(config, 0, tmp_path).subject()
+    assert {fact.band for fact in told} == {"often"}
 
 
 def interrogated(config, shares):
@@ -243,7 +262,7 @@ def test_a_server_that_is_not_there_is_a_sentence():
     ({"recipes.last_blocks.refused_share": 1.0}, "refused_share=1.0"),
     ({"recipes.last_blocks.last_blocks": -1}, "last_blocks=-1"), ({"text": "a.txt"}, "give config.model"),
     ({"base.data.sources": ("a.txt",)}, "names no world"), ({"round_steps": 3}, "config.round_steps=3"),
-    ({"sft.steps": 10}, "config.sft.steps=10")])
+    ({"sft.steps": 10}, "config.sft.steps=10"), ({"sft.once": -1.0}, "config.sft.once=-1")])
 def test_bad_settings_leave_nothing_behind(tmp_path, change, message):
     config = config_file.get_config()
     config.update_from_flattened_dict(change)
