@@ -1,0 +1,265 @@
+"""Our losses of arrays against TRL's own code, run on the same numbers, and against verl's formulas where TRL has none.
+
+TRL's trainers are objects without their set-up: `object.__new__`, the attributes that the loss reads, and a model that
+returns the log-probabilities of the case. Advantages and importance weights stand inside a long method there; their
+lines are followed here in torch, with the place.
+"""
+
+import collections
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.rl import preference_loss
+from jaxllm.rl.advantages import gae, group_advantages, overlong_penalty, whiten
+from jaxllm.rl.kl import kl_estimate
+from jaxllm.rl.policy_loss import policy_loss, truncated_importance, value_loss
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("trl", reason="the oracle: pip install 'jaxllm[peers]'")
+from trl.rewards import get_soft_overlong_punishment  # noqa: E402
+from trl.trainer.dpo_trainer import DPOTrainer  # noqa: E402
+from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
+from trl.trainer.kto_trainer import KTOTrainer  # noqa: E402
+from trl.trainer.reward_trainer import RewardTrainer  # noqa: E402
+from trl.trainer.rloo_trainer import RLOOTrainer  # noqa: E402
+
+rng = np.random.default_rng(0)
+B, T = 6, 7
+# A full row, one token, none, a hole where a tool spoke, and two rows whose policy has moved far.
+MASK = np.zeros((B, T), bool)
+MASK[0], MASK[1, 0], MASK[3, [0, 1, 5]], MASK[4, :5], MASK[5, :3] = True, True, True, True, True
+LOGP = rng.normal(-2.0, 1.0, (B, T)).astype(np.float32)
+OLD = LOGP + rng.normal(0.0, 0.3, (B, T)).astype(np.float32)
+OLD[1], OLD[4, 2], OLD[5, 1] = LOGP[1], LOGP[4, 2] - 9.0, LOGP[5, 1] + 9.0  # ratios of exactly 1, 8,103 and 1 / 8,103
+REFERENCE = LOGP + rng.normal(0.0, 0.5, (B, T)).astype(np.float32)
+ADVANTAGES = np.array([1.0, -0.5, 2.0, 0.0, -1.5, 0.7], np.float32)
+ONE_WORKER = types.SimpleNamespace(num_processes=1, gather=lambda x: x, gather_for_metrics=lambda x: x,
+                                   reduce=lambda x, reduction: x, device="cpu")
+METRICS = collections.defaultdict(lambda: collections.defaultdict(list))
+
+
+def bare(trainer, **attributes):
+    """A trainer of TRL with nothing but what its loss reads."""
+    made = object.__new__(trainer)
+    common = {"aux_loss_enabled": False, "accelerator": ONE_WORKER, "_metrics": METRICS, "_total_train_tokens": 0,
+              "model": types.SimpleNamespace(training=False), "_tp_size": 1}
+    for name, value in {**common, **attributes}.items():
+        setattr(made, name, value)
+    return made
+
+
+def tensor(x):
+    return torch.tensor(np.asarray(x))
+
+
+def trl_policy(trainer, logp, mask, *, advantages=ADVANTAGES, old=OLD, importance=None, args=(), **attributes):
+    """(loss, gradient by logp) of GRPOTrainer or RLOOTrainer."""
+    leaf = tensor(logp).requires_grad_()
+    made = bare(trainer, **{
+        "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "importance_sampling_level": "token",
+        "beta": 0.0, "epsilon_low": 0.2, "epsilon_high": 0.2, "loss_type": "grpo", "use_vllm": importance is not None,
+        "vllm_importance_sampling_correction": True, "current_gradient_accumulation_steps": 1,
+        "max_completion_length": T, "_entropy_bonus_enabled": False, **attributes,
+        "args": types.SimpleNamespace(**{"delta": None, "use_bias_correction_kl": False, **dict(args)})})
+    made._get_per_token_logps_and_entropies = lambda *_, **__: (leaf, torch.zeros_like(leaf), None)
+    counts, nothing = tensor(mask).float(), torch.zeros((len(logp), 0))
+    loss = made._compute_loss(None, {
+        "prompt_ids": nothing, "prompt_mask": nothing, "completion_ids": counts, "completion_mask": counts,
+        "advantages": tensor(advantages), "old_per_token_logps": tensor(old), "num_items_in_batch": counts.sum(),
+        "old_logps": (tensor(old) * counts).sum(1), "ref_per_token_logps": tensor(REFERENCE),
+        "importance_sampling_ratio": None if importance is None else tensor(importance)})
+    loss.backward()
+    return loss.item(), leaf.grad.numpy()
+
+
+def ours(weight=None, beta=0.0, **choices):
+    """(loss, gradient by logp) of `policy_loss`, its sum divided by `weight` (None: by its own)."""
+    @jax.jit
+    def found(logp):
+        penalty = beta * kl_estimate(logp, jnp.asarray(REFERENCE), "k3") if beta else None
+        loss, _ = policy_loss(logp, jnp.asarray(OLD), jnp.tile(jnp.asarray(ADVANTAGES)[:, None], (1, T)),
+                              jnp.asarray(MASK), penalty_BT=penalty, **choices)
+        return loss.total / (loss.weight if weight is None else weight)
+    return jax.value_and_grad(found)(jnp.asarray(LOGP))
+
+
+def agree(mine, theirs, tolerance=1e-6):
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=tolerance)
+
+
+IMPORTANCE = np.exp(np.minimum(OLD - REFERENCE, 0.4))
+
+
+@pytest.mark.parametrize("mine, theirs", [
+    # TRL divides by all rows, ours by those that count a token.
+    ({"average": "sequence", "weight": B, "beta": 0.04}, {"loss_type": "grpo", "beta": 0.04}),
+    ({"average": "token", "clip_high": 0.28}, {"loss_type": "dapo", "epsilon_high": 0.28}),
+    ({"average": "token", "dual_clip": 3.0}, {"loss_type": "bnpo", "args": {"delta": 3.0}}),
+    ({"average": "constant", "length": T, "weight": B * T}, {"loss_type": "dr_grpo"}),
+    ({"average": "sequence", "weight": B, "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+     {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4}),
+    # CISPO of TRL has no lower side, and names the ratio itself instead of its distance from 1.
+    ({"objective": "cispo", "clip_low": 1.0, "clip_high": 4.0}, {"loss_type": "cispo", "epsilon_high": 5.0}),
+    ({"average": "token", "importance_BT": IMPORTANCE}, {"loss_type": "bnpo", "importance": IMPORTANCE}),
+], ids=["grpo", "dapo", "dual_clip", "dr_grpo", "gspo", "cispo", "importance"])
+def test_policy_losses_are_trls(mine, theirs):
+    agree(ours(**mine), trl_policy(GRPOTrainer, LOGP, MASK, **theirs))
+
+
+def test_rloo_has_trls_gradient():
+    # Its value is that of the row once, ours that of each of its tokens; the gradient is the same.
+    _, theirs = trl_policy(RLOOTrainer, LOGP, MASK)
+    _, mine = ours(ratio="product", average="constant", length=1, weight=B)
+    agree(mine, theirs)
+
+
+def torch_group(rewards, kind):
+    """grpo_trainer.py:2767-2787 and rloo_trainer.py:1661-1684 of TRL 1.16.0."""
+    mean, std = rewards.mean(1, keepdim=True), rewards.std(1, keepdim=True)
+    return {"grpo": (rewards - mean) / (std + 1e-4), "dr_grpo": rewards - mean,
+            "rloo": rewards - (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)}[kind]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
+def test_group_advantages_are_trls(kind):
+    rewards = rng.normal(size=(4, 5)).astype(np.float32)
+    rewards[1], rewards[2], rewards[3] = 0.1, [0, 0, 0, 0, 1], [1e3, -1e3, 5, 5, 5]
+    mine = np.array(jax.jit(functools.partial(group_advantages, kind=kind))(rewards))
+    assert (mine[1] == 0.0).all()  # TRL keeps the rounding of the mean: 7e-9, and over 1e-4 more of it
+    agree(mine, torch_group(tensor(rewards), kind), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("level, drop", [("token", False), ("sequence", False), ("token", True), ("sequence", True)])
+def test_importance_weights_are_trls(level, drop):
+    """grpo_trainer.py:2663-2703, modes token_truncate, sequence_truncate, token_mask and sequence_mask."""
+    difference = (tensor(OLD) - tensor(REFERENCE)) * tensor(MASK)
+    if level == "sequence":
+        difference = difference.sum(-1, keepdim=True).expand(B, T)
+    expected = torch.exp(difference)
+    expected = expected.masked_fill(expected > 3.0, 0.0) if drop else expected.clamp(max=3.0)
+    mine = jax.jit(functools.partial(truncated_importance, cap=3.0, level=level, drop=drop))
+    agree(mine(OLD, REFERENCE, MASK), expected)
+
+
+def test_overlong_penalty_is_trls():
+    lengths = [0, 79, 80, 81, 90, 100, 101, 500]
+    expected = get_soft_overlong_punishment(100, 20)([[0] * length for length in lengths])
+    agree(overlong_penalty(np.array(lengths), limit=100, buffer=20), np.array(expected))
+
+
+def test_gae_whitening_and_value_loss_are_verls():
+    """verl/trainer/ppo/core_algos.py, compute_gae_advantage_return and compute_value_loss, and masked_whiten."""
+    rewards, values = (tensor(rng.normal(size=(B, T)).astype(np.float32)) for _ in range(2))
+    mask, following, advantage, found = tensor(MASK).float(), 0.0, 0.0, []
+    for t in reversed(range(T)):
+        delta = rewards[:, t] + 0.9 * following - values[:, t]
+        here = mask[:, t]
+        advantage = (delta + 0.9 * 0.8 * advantage) * here + (1 - here) * advantage
+        following = values[:, t] * here + (1 - here) * following
+        found.insert(0, advantage)
+    found = torch.stack(found, 1)
+    mine, returns = jax.jit(functools.partial(gae, discount=0.9, decay=0.8))(rewards.numpy(), values.numpy(), MASK)
+    agree((mine, returns), ((found * mask).numpy(), ((found + values) * mask).numpy()))
+
+    mean = (found * mask).sum() / mask.sum()
+    variance = ((found - mean)**2 * mask).sum() / (mask.sum() - 1)
+    agree(jax.jit(whiten)(mine, MASK), (found - mean) * torch.rsqrt(variance + 1e-8) * mask)
+
+    leaf, old = values.clone().requires_grad_(), values + tensor(rng.normal(0, 0.4, (B, T)).astype(np.float32))
+    target = tensor(returns)
+    held = torch.clamp(leaf, old - 0.2, old + 0.2)
+    loss = 0.5 * (torch.max((leaf - target)**2, (held - target)**2) * mask).sum() / mask.sum()
+    loss.backward()
+    mine = jax.jit(jax.value_and_grad(lambda v: value_loss(v, old.numpy(), returns, MASK, clip=0.2)[0].value))(
+        values.numpy())
+    agree(mine, (loss.item(), leaf.grad.numpy()))
+
+
+# Sums over whole replies: near, equal, one moved far up and the other down, and both moved alike.
+POLICY = np.array([[-4.0, -6.0], [-5.0, -5.0], [-1.0, -90.0], [-90.0, -1.0], [-30.0, -40.0]], np.float32)
+START = np.array([[-4.5, -5.5], [-5.0, -5.0], [-40.0, -20.0], [-30.0, -40.0], [-10.0, -20.0]], np.float32)
+LENGTHS = np.array([[3, 5], [1, 1], [4, 4], [1, 5], [2, 2]])
+
+
+def reply_model(leaf, lengths):
+    """A model whose log-probabilities of a reply of n tokens are each an n-th of the given sum."""
+    width = int(lengths.max())
+    counts = (torch.arange(width) < lengths[:, None]).float()
+    each, zeros = leaf[:, None] / lengths[:, None] * counts, torch.zeros((len(leaf), width))
+
+    def model(**_):
+        return types.SimpleNamespace(log_probs=each, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+    return model, torch.cat([torch.zeros((len(leaf), 1)), counts], 1)
+
+
+def trl_direct(loss_type, rows=slice(None), **attributes):
+    """(loss, gradient by the sums) of DPOTrainer; the batch is the chosen rows and then the rejected ones."""
+    leaf, lengths = (tensor(x[rows].T.reshape(-1)) for x in (POLICY, LENGTHS))
+    leaf.requires_grad_()
+    model, mask = reply_model(leaf, lengths)
+    made = bare(DPOTrainer, **{"ld_alpha": None, "precompute_ref_logps": True, "f_divergence_type": "reverse_kl",
+                               "loss_types": [loss_type], "loss_weights": [1.0], "beta": 0.3, "label_smoothing": 0.0,
+                               "use_weighting": False, **attributes})
+    loss = made._compute_loss(model, {"input_ids": mask.long(), "attention_mask": mask, "completion_mask": mask.long(),
+                                      "ref_chosen_logps": tensor(START[rows, 0]),
+                                      "ref_rejected_logps": tensor(START[rows, 1])}, False)
+    loss.backward()
+    return loss.item(), leaf.grad.numpy().reshape(2, -1).T
+
+
+def direct(loss, rows=slice(None), divide=1, **settings):
+    def found(policy):
+        policy, start = policy / divide, START[rows] / divide
+        return loss(policy[:, 0], policy[:, 1], start[:, 0], start[:, 1], beta=0.3, **settings)[0].value
+    return jax.jit(jax.value_and_grad(found))(jnp.asarray(POLICY[rows]))
+
+
+def test_direct_losses_are_trls():
+    agree(direct(preference_loss.dpo), trl_direct("sigmoid"))
+    one = slice(2, 3)  # TRL smooths labels in aot alone, which for a batch of one pair is this loss
+    agree(direct(preference_loss.dpo, one, label_smoothing=0.1), trl_direct("aot", one, label_smoothing=0.1))
+    # TRL counts a reply's tokens in the mask of inputs: the same here, since no prompt token stands in it.
+    agree(direct(preference_loss.ipo, divide=LENGTHS.astype(np.float32)), trl_direct("ipo"))
+
+
+@pytest.mark.parametrize("desirable", [[True, False, True, False, False], [False] * 5], ids=["both", "bad alone"])
+def test_kto_is_trls(desirable):
+    policy, start, other, other_start = POLICY[:, 0], START[:, 0], POLICY[::-1, 1].copy(), START[:, 1]
+    leaf = tensor(policy).requires_grad_()
+    model, mask = reply_model(leaf, tensor(LENGTHS[:, 0]))
+    made = bare(KTOTrainer, calculate_KL=True, precompute_ref_logps=True, loss_type="kto", beta=0.1,
+                desirable_weight=1.3, undesirable_weight=0.8)
+    made._compute_kl_logps = lambda *_: tensor(other)
+    theirs = made._compute_loss(model, {"label": tensor(desirable), "input_ids": mask.long(), "completion_mask": mask,
+                                        "attention_mask": mask, "ref_logps": tensor(start),
+                                        "ref_KL_logps": tensor(other_start)}, False)
+    theirs.backward()
+    baseline = preference_loss.kto_baseline(other, other_start)
+    mine = jax.jit(jax.value_and_grad(lambda x: preference_loss.kto(
+        x, start, np.array(desirable), baseline, desirable_weight=1.3, undesirable_weight=0.8)[0].value))(policy)
+    agree(mine, (theirs.item(), leaf.grad.numpy()))
+
+
+@pytest.mark.parametrize("margin", [None, np.array([0.0, 1.0, 2.0, 0.5], np.float32)], ids=["plain", "margin"])
+def test_reward_loss_is_trls(margin):
+    scores = np.array([[1.0, 0.0], [2.0, 2.0], [-80.0, 80.0], [0.5, -0.5]], np.float32)
+    leaf = tensor(scores.T.reshape(-1, 1)).requires_grad_()
+    made = bare(RewardTrainer, args=types.SimpleNamespace(center_rewards_coefficient=0.01))
+    batch = {} if margin is None else {"margin": tensor(margin)}
+    theirs = made.compute_loss(lambda **_: types.SimpleNamespace(logits=leaf), batch)
+    theirs.backward()
+
+    def found(scores):
+        loss, metrics = preference_loss.bradley_terry(scores[:, 0], scores[:, 1], margin=margin, centring=0.01)
+        return loss.value, metrics
+
+    (loss, metrics), mine = jax.jit(jax.value_and_grad(found, has_aux=True))(scores)
+    agree((loss, mine), (theirs.item(), leaf.grad.numpy().reshape(2, -1).T))
+    agree((metrics["accuracy"].value, metrics["margin"].value),
+          (METRICS["eval"]["accuracy"][-1], METRICS["eval"]["margin"][-1]))
