@@ -1,4 +1,4 @@
-"""Runs the small road from a made-up world to an assistant that searches, stage by stage, each made once.
+"""Runs the small road from a made-up world to an assistant that learns from taste, stage by stage, each made once.
 
     python -m experiments.speedrun --workdir=runs/speedrun
 """
@@ -17,7 +17,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import findings, interrogate, lab, launch, look_up, report, sft, train_tokenizer
+from experiments import (
+    findings,
+    interrogate,
+    lab,
+    launch,
+    look_up,
+    policy_gradient,
+    report,
+    reward_model,
+    sft,
+    train_tokenizer,
+)
 from jaxllm.data.world import SIZES, documents, make_world
 from jaxllm.train.metrics import read_metrics
 
@@ -129,7 +140,9 @@ def fine_tune(config: ConfigDict, folder: pathlib.Path) -> Lines:
 def measured(experiment: Any, name: str, config: ConfigDict, folder: pathlib.Path) -> Lines:
     """An experiment of several seeds with the one of this road; its first table's first rows are what is told."""
     settings = config[name].copy_and_resolve_references()
-    settings.base, settings.seeds = base(config, folder), (config.seed,)
+    settings.seeds = (config.seed,)
+    if "base" in settings:  # the experiments of taste make a small model of their own
+        settings.base = base(config, folder)
     experiment.main(settings, str(folder / name))
     text = (folder / name / "report.md").read_text(encoding="utf-8")
     return [(f"tables and pictures: {name}/report.html", ""), *first_table(text)]
@@ -150,7 +163,9 @@ def first_table(text: str) -> Lines:
 STAGES: Mapping[str, Callable[[ConfigDict, pathlib.Path], Lines]] = {
     "world": world, "tokenizer": tokenizer, "pretrain": pretrain, "sft": fine_tune,
     "interrogate": functools.partial(measured, interrogate, "interrogate"),
-    "look_up": functools.partial(measured, look_up, "look_up")}
+    "look_up": functools.partial(measured, look_up, "look_up"),
+    "reward_model": functools.partial(measured, reward_model, "reward_model"),
+    "policy_gradient": functools.partial(measured, policy_gradient, "policy_gradient")}
 
 
 def write(told: Mapping[str, Mapping[str, Any]], folder: pathlib.Path, config: ConfigDict) -> None:

@@ -37,7 +37,8 @@ def road(monkeypatch, tmp_path):
 
     monkeypatch.setattr(lab, "base_model", lambda config, seed: calls.append(("pretrain", config, seed)) or trains(
         "base")(config, tmp_path / "base") and tmp_path / "base")
-    for module in (speedrun.sft, speedrun.interrogate, speedrun.look_up):
+    for module in (speedrun.sft, speedrun.interrogate, speedrun.look_up, speedrun.reward_model,
+                   speedrun.policy_gradient):
         monkeypatch.setattr(module, "main", trains(module.__name__.rpartition(".")[2]))
     return calls
 
@@ -52,6 +53,8 @@ def test_every_stage_gets_what_the_last_one_made_and_is_made_once(config, road, 
     for name in ("interrogate", "look_up"):
         assert by_name[name][0].base.data.tokenizer.name == tokenizer and by_name[name][0].seeds == (0,)
         assert by_name[name][1] == tmp_path / "run" / name
+    for name in ("reward_model", "policy_gradient"):
+        assert by_name[name][0].seeds == (0,) and by_name[name][1] == tmp_path / "run" / name
     said = capsys.readouterr().out
     for text in ("documents: ", "validation loss, nats a token: 1.5000", "Who?: Ada.", "unknown: 0.98 · 0.1"):
         assert text in said, text

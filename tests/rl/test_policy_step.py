@@ -146,6 +146,17 @@ def test_a_critic_that_knows_the_return_leaves_no_advantage():
     assert policy_step.explained_variance(dataclasses.replace(known, values=known.values * 0), returns, MASK) == 0.0
 
 
+def test_a_critic_of_its_own_reads_its_own_states():
+    params = policy_step.init_policy(PARAMS, MODEL, "own")
+    params["value"]["weight"] = jnp.ones(MODEL.dim)
+    params["critic"] = jax.tree.map(lambda x: 0.5 * x, params["critic"])
+    own, shared = (_outputs(dataclasses.replace(POLICY, critic=critic), params, TOKENS)[2]
+                   for critic in ("own", "shared"))
+    of_own = _outputs(dataclasses.replace(POLICY, critic="shared"), {**params, "model": params["critic"]}, TOKENS)[2]
+    np.testing.assert_allclose(own, of_own, atol=1e-5)
+    assert np.abs(own - shared).max() > 0.1 and not np.asarray(own)[:, 0].any()
+
+
 def test_equal_rewards_and_cut_off_replies():
     for name in ("grpo", "rloo"):
         settings = dataclasses.replace(ALGORITHMS[name], kl_in="none", mask_truncated=True)
@@ -159,7 +170,7 @@ def test_equal_rewards_and_cut_off_replies():
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
 def test_on_policy_the_ratio_is_1_and_micro_batches_add_up(name):
-    settings = dataclasses.replace(ALGORITHMS[name], entropy_coefficient=0.01, critic="own")
+    settings = dataclasses.replace(ALGORITHMS[name], entropy_coefficient=0.01)
     model = dataclasses.replace(POLICY, critic=settings.critic if name == "ppo" else "none")
     params = policy_step.init_policy(PARAMS, MODEL, model.critic)
     found = jax.device_get(jax.jit(model.score)(params, jax.tree.map(lambda x: 1.1 * x, PARAMS), TOKENS))
@@ -175,7 +186,6 @@ def test_on_policy_the_ratio_is_1_and_micro_batches_add_up(name):
     metrics = {key: float(mean.value) for key, mean in whole[2].items()}
     assert metrics["ratio"] == pytest.approx(1.0, abs=1e-6) and metrics["clip_fraction"] == 0.0
     moved = {key for key, part in whole[0].items() if any(np.asarray(x).any() for x in jax.tree.leaves(part))}
-    # A head of zeros sends nothing into the critic's trunk at its first step, and it is the head that learns.
     assert moved == ({"model", "value"} if name == "ppo" else {"model"})
 
 
