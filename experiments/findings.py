@@ -60,7 +60,7 @@ def markdown(table: Table) -> str:
 def html_table(table: list[list[str]]) -> str:
     """Numbers to the right; only text may be broken into lines."""
     def cell(text: str) -> str:
-        kind = "n" if text[:1].isdigit() else "text" if " " in text else ""
+        kind = "n" if text.removeprefix("-")[:1].isdigit() else "text" if " " in text else ""
         return f"<td class=\"{kind}\">{html.escape(text)}</td>"
 
     head = "".join(f"<th>{html.escape(text)}</th>" for text in table[0])

@@ -30,7 +30,7 @@ table { border-collapse: collapse; width: 100%; } td, th { text-align: left; pad
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
 table.wide { display: block; overflow-x: auto; }
 table.wide td, table.wide th { font-size: .85rem; white-space: nowrap; }
-table.wide td.text { white-space: normal; }
+table.wide td.text { white-space: normal; min-width: 8rem; overflow-wrap: normal; }
 blockquote { margin: .6rem 0; padding: .6rem 1rem; background: var(--soft); border-radius: 8px;
        white-space: pre-wrap; overflow-wrap: anywhere; } blockquote b { color: #2a6fdb; }
 """
