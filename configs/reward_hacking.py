@@ -3,8 +3,8 @@
     python -m experiments.reward_hacking --workdir=runs/reward_hacking
     python -m experiments.reward_hacking --config=configs/reward_hacking.py:models/smollm2     # a published chat model
 
-In single runs the proxy rose to the end while the gold score rose a little, then fell far below where it began. The study
-of ten seeds, which compares the rules, has not been run yet: 23 runs and 12 rounds of 90 CPU-seconds or more each.
+In single runs the proxy rose to the end while the gold score rose a little, then fell far below where it began. The
+study of ten seeds, comparing the rules, has not been run yet: 23 runs and 12 rounds, 90 CPU-seconds or more each.
 docs/reward_hacking.md has what was measured. Written: report.html, report.md, results.json, and kept/ with every run
 that is done, so that the same command goes on after a kill.
 """

@@ -1,14 +1,7 @@
 """The policy-gradient update: rollouts and rewards -> advantages -> a batch -> a `LossFn` over policy and value head.
 
-One record of settings spans PPO, REINFORCE, RLOO and GRPO: which baseline, which objective, where the KL to the start
-model enters and by which estimator, how the loss is averaged, how often a rollout is gone over. `ALGORITHMS` names the
-usual points of that space; every field may be set apart.
-
-References:
-  Schulman et al., Proximal Policy Optimization, 2017. https://arxiv.org/abs/1707.06347
-  Ouyang et al., InstructGPT, 2022 (KL to the start model in the reward). https://arxiv.org/abs/2203.02155
-  Ahmadian et al., Back to Basics, 2024 (RLOO, REINFORCE). https://arxiv.org/abs/2402.14740
-  Shao et al., DeepSeekMath, 2024 (GRPO). https://arxiv.org/abs/2402.03300
+`PolicySettings` spans PPO, REINFORCE, RLOO and GRPO: which baseline, which objective, where the KL to the start model
+enters and by which estimator, how the loss is averaged, how often a rollout is gone over.
 """
 
 from __future__ import annotations
@@ -27,100 +20,10 @@ from jaxllm.model.transformer import hidden_states, logits
 from jaxllm.rl.advantages import gae, group_advantages, token_rewards, whiten
 from jaxllm.rl.kl import kl_estimate
 from jaxllm.rl.policy_loss import policy_loss, sampler_gap, token_entropy, truncated_importance, value_loss
+from jaxllm.rl.policy_settings import PolicySettings
 from jaxllm.rl.rollout import Rollout
 from jaxllm.train.metrics import Mean, Metrics
 from jaxllm.train.step import LossFn, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicySettings:
-    """What one update computes.
-
-    Attributes:
-      baseline: "critic" (a value head and GAE), or a kind of `group_advantages`: "grpo", "dr_grpo", "rloo", "mean",
-        "none", "reinforce++", "reinforce++_baseline".
-      objective, ratio, clip_low, clip_high, dual_clip, average: as `policy_loss` takes them.
-      kl_in: where the KL to the start model enters: "loss", "reward" or "none".
-      kl_kind: its estimator, "k1", "k2" or "k3".
-      kl_coefficient: its weight, to begin with.
-      kl_target: nats a reply, to which the weight adapts; 0 keeps it fixed.
-      kl_horizon: replies over which it adapts.
-      epochs, minibatches: times that a rollout is gone over, and the updates of each.
-      whiten: give the advantages of a rollout mean 0 and standard deviation 1.
-      discount, gae_decay: gamma and lambda of GAE; of the critic alone.
-      critic: "shared": the value head reads the policy's hidden states, "own": those of a model of its own.
-      value_coefficient, value_clip: weight of the value loss, and how far a value may move in one rollout.
-      entropy_coefficient: weight of the entropy that is added to the objective; 0 is off.
-      importance: correction for a sampler that is not the trainer: "none", "token" or "sequence".
-      importance_cap: where its weights are truncated.
-      mask_truncated: leave replies that were cut off out of the loss.
-    """
-
-    baseline: str = "grpo"
-    objective: str = "clip"
-    ratio: str = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None
-    average: str = "token"
-    kl_in: str = "loss"
-    kl_kind: str = "k3"
-    kl_coefficient: float = 0.1
-    kl_target: float = 0.0
-    kl_horizon: int = 10_000
-    epochs: int = 1
-    minibatches: int = 1
-    whiten: bool = False
-    discount: float = 1.0
-    gae_decay: float = 0.95
-    critic: str = "shared"
-    value_coefficient: float = 0.1
-    value_clip: float = 0.2
-    entropy_coefficient: float = 0.0
-    importance: str = "none"
-    importance_cap: float = 2.0
-    mask_truncated: bool = False
-
-    def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"policy.{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
-        for name, least in (("clip_low", 0), ("clip_high", 0), ("kl_coefficient", 0), ("kl_target", 0),
-                            ("kl_horizon", 1), ("epochs", 1), ("minibatches", 1), ("value_coefficient", 0),
-                            ("value_clip", 0), ("entropy_coefficient", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"policy.{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("discount", "gae_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"policy.{name} is {getattr(self, name)}; it must lie in [0, 1]")
-        if self.importance_cap <= 0:
-            raise ValueError(f"policy.importance_cap is {self.importance_cap}; it must be above 0")
-        if self.baseline == "critic" and self.average != "token":
-            raise ValueError(f"policy.average is {self.average!r}; with a critic it must be 'token', as the value "
-                             f"loss is")
-        if self.kl_target and self.kl_in == "none":
-            raise ValueError("policy.kl_target is set and policy.kl_in is 'none': nothing would hold the KL to it")
-
-    @property
-    def updates(self) -> int:
-        """Optimizer steps on one rollout."""
-        return self.epochs * self.minibatches
-
-
-CHOICES = {
-    "baseline": ("critic", "grpo", "dr_grpo", "rloo", "mean", "none", "reinforce++", "reinforce++_baseline"),
-    "objective": ("clip", "cispo", "reinforce"), "ratio": ("token", "sequence", "product"),
-    "average": ("token", "sequence", "constant"), "kl_in": ("loss", "reward", "none"), "kl_kind": ("k1", "k2", "k3"),
-    "critic": ("shared", "own"), "importance": ("none", "token", "sequence"),
-}
-
-ALGORITHMS = {
-    "ppo": PolicySettings(baseline="critic", kl_in="reward", kl_kind="k1", epochs=2, minibatches=2, whiten=True),
-    "reinforce": PolicySettings(baseline="mean", objective="reinforce", kl_in="reward", kl_kind="k1",
-                                average="constant"),
-    "rloo": PolicySettings(baseline="rloo", objective="reinforce", kl_in="reward", kl_kind="k1", average="constant"),
-    "grpo": PolicySettings(baseline="grpo", average="sequence"),
-}
 
 
 @struct.dataclass

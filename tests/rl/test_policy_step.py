@@ -13,7 +13,8 @@ from jaxllm.model.params import init
 from jaxllm.model.quantize import quantize
 from jaxllm.model.transformer import forward
 from jaxllm.rl import policy_step
-from jaxllm.rl.policy_step import ALGORITHMS, PolicyBatch, PolicyModel, PolicySettings, Scores
+from jaxllm.rl.policy_settings import ALGORITHMS, PolicySettings
+from jaxllm.rl.policy_step import PolicyBatch, PolicyModel, Scores
 from jaxllm.rl.rollout import Rollout
 from jaxllm.train.step import accumulate_gradients
 
