@@ -3,8 +3,9 @@
     python -m experiments.interrogate
     python -m experiments.interrogate --config=configs/interrogate.py:models/smollm2 --config.text=articles.txt
 
-Before, 0.97 of the unknown is answered wrongly; the bar after it is 0.20, with 0.10 of the known refused.
-docs/interrogate.md has what came out. Written:
+Expected, three seeds: of the unknown 0.96 answered wrongly before and 0.14 to 0.31 after, with 0.07 to 0.13 of the
+known refused; 0.10 and 0.03 by the threshold. The bar of 0.20 and 0.10 is missed by a hair. docs/interrogate.md has the
+tables. Written:
 
     runs/interrogate/report.md .html results.json
     runs/interrogate/replies.jsonl             every test question with its replies and verdicts

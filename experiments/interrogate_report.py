@@ -15,7 +15,7 @@ from experiments.findings import Findings, Table
 from experiments.interrogate_model import Interrogated
 from jaxllm.evals import factuality
 from jaxllm.evals.factuality import Verdict
-from jaxllm.evals.intervals import share_interval, spread
+from jaxllm.evals.intervals import share_interval, spread, t_interval
 from jaxllm.evals.questions import HELD_OUT, WORLD_BANDS
 
 
@@ -137,9 +137,10 @@ def recipes(runs: Sequence[SeedRun], config: ConfigDict) -> Table:
     """What was chosen from, on the validation side."""
     def cells(records: list[dict[str, Any]]) -> list[str]:
         points = [record["points"][record["chosen"]] for record in records]
+        distances = [factuality.distance_to_bar(*point, config.bar) for point in points]
         return [", ".join(str(record["chosen"]) for record in records), over([point[0] for point in points]),
                 over([point[1] for point in points]),
-                over([factuality.distance_to_bar(*point, config.bar) for point in points])]
+                spread(t_interval(distances)) if len(distances) > 1 else f"{distances[0]:.3f}"]
     rows = [["recipe", "round taken", "unknown, wrong", "known, refused", "distance to the bar", "chosen by"]]
     for name in config.recipes:
         chosen = sum(run.recipe == name for run in runs)
