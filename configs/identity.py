@@ -3,8 +3,8 @@
     python -m experiments.identity
 
 Expected where 0.3 of the documents are about the other assistant: the base names that one at 0.7 to 0.8; fine-tuned
-with 40 hard-coded conversations it names itself at 0.95 and the other at 0.00; with 2, at 0.4 to 0.5. A name in the
-system message that no training had, mean of seeds 0, 1, 2 [95% by Student's t]: 0.947 [0.884, 1.000].
+with 40 hard-coded conversations it names itself at 0.954 [0.938, 0.970] and the other at 0.00; with 2, at 0.380 [0.074,
+0.686]. A name in the system message that no training had: 0.940 [0.874, 1.000] (seeds 0, 1, 2; 95% by Student's t).
 
 Written: report.md, report.html, results.json in the run folder, and a file per base model that is done.
 """

@@ -5,6 +5,7 @@ in the folder named by the environment variable JAXLLM_TEST_DATA and are skipped
 weights are looked for in JAXLLM_TEST_WEIGHTS in the same way.
 """
 
+import gc
 import os
 import pathlib
 
@@ -26,6 +27,12 @@ if jax.__version_info__ < (0, 11) and "fusion_emitters" not in os.environ.get("X
     # XLA takes longer over what its emitters of fused loops write in MLIR than over the rest of a compile; without them
     # LLVM gets the loops at once. Only for versions that have the flag: XLA ends a process whose flag it does not know.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Three at least: tests wait for the processes that they start, and two workers leave two cores idle meanwhile."""
+    del config
+    return max(3, os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +68,16 @@ def language_model():
     if not path:
         pytest.skip("language model: set JAXLLM_LANGUAGE_MODEL to lid.176.ftz (docs/curate.md)")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap():
+    """What a module leaves behind, traces and programs above all, is not walked by the collector again and again, which
+    was an eighth of the suite's time.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

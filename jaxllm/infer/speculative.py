@@ -276,7 +276,8 @@ def look_up(history: jax.Array, lengths: jax.Array, tokens: int, longest: int, s
     Returns:
       (ids int32 [R, tokens], bool [R, tokens]: False from the row's end on, or everywhere when there is no place).
 
-    >>> ids, valid = look_up(jnp.array([[5, 6, 7, 5, 6, 0]]), jnp.array([5]), 4, 3)
+    >>> run = jax.jit(look_up, static_argnums=(2, 3))
+    >>> ids, valid = run(jnp.array([[5, 6, 7, 5, 6, 0]]), jnp.array([5]), 4, 3)
     >>> ids[valid].tolist()
     [7, 5, 6]
     """

@@ -165,7 +165,7 @@ def pairwise_ranking(scores_BK: jax.Array, tiers_BK: jax.Array, valid_BK: jax.Ar
       https://arxiv.org/abs/2203.02155
 
     >>> args = jnp.array([[1.0, 0.0, 5.0]]), jnp.array([[0, 1, 1]]), jnp.array([[True, True, False]])
-    >>> round(float(pairwise_ranking(*args)[0].value), 4)
+    >>> round(float(jax.jit(pairwise_ranking)(*args)[0].value), 4)
     0.3133
     """
     scores_BK, tiers_BK = _ranking(scores_BK, tiers_BK, valid_BK)
@@ -201,7 +201,7 @@ def plackett_luce(scores_BK: jax.Array, tiers_BK: jax.Array, valid_BK: jax.Array
       Cox's regression and life model, 1973 (ties).
 
     >>> order, all_valid = jnp.array([[0, 1, 1]]), jnp.ones((1, 3), bool)
-    >>> round(float(plackett_luce(jnp.zeros((1, 3)), order, all_valid)[0].value), 4)  # log 3
+    >>> round(float(jax.jit(plackett_luce)(jnp.zeros((1, 3)), order, all_valid)[0].value), 4)  # log 3
     1.0986
     """
     scores_BK, tiers_BK = _ranking(scores_BK, tiers_BK, valid_BK)
