@@ -22,7 +22,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     # Of the start model, the simulated people, the reward model and the draws; one of each per seed.
     config.seeds = (0, 1, 2)
-    # Compared at equal samples; some of ppo, reinforce, rloo, grpo.
+    # Compared at equal samples; rows of jaxllm.rl.policy_settings.ALGORITHMS.
     config.algorithms = ("ppo", "reinforce", "rloo", "grpo")
     # The one that is also run against a reward model of shuffled labels.
     config.control = "grpo"
@@ -72,7 +72,8 @@ def people() -> ConfigDict:
 def policy_config() -> ConfigDict:
     """What `experiments.improve.improve` reads: one run of policy gradient."""
     config = ConfigDict()
-    # ppo, reinforce, rloo or grpo: rows of jaxllm.rl.policy_settings.ALGORITHMS.
+    # ppo, reinforce, rloo, grpo, dr_grpo, dapo, gspo, cispo or reinforce++: rows of
+    # jaxllm.rl.policy_settings.ALGORITHMS.
     config.algorithm = "grpo"
     # Rollouts, and of each: prompts, and replies to a prompt.
     config.steps = 80
@@ -80,6 +81,7 @@ def policy_config() -> ConfigDict:
     config.samples = 8
     _policy(config)
     _sampler(config)
+    _tools(config)
 
     config.optimizer = ConfigDict()
     # As in configs/pretrain_tiny.py.
@@ -120,8 +122,8 @@ def policy_config() -> ConfigDict:
 def _policy(config: ConfigDict) -> None:
     """Fields of jaxllm.rl.policy_settings.PolicySettings; None is the algorithm's own."""
     config.policy = policy = ConfigDict()
-    # Baseline (critic, grpo, dr_grpo, rloo, mean, none, reinforce++, reinforce++_baseline) and whether advantages are
-    # whitened.
+    # Baseline (critic, grpo, dr_grpo, rloo, mean, none, reinforce++, reinforce++_baseline, returns) and whether
+    # advantages are whitened.
     policy.baseline = config_dict.placeholder(str)
     policy.whiten = config_dict.placeholder(bool)
     # clip, cispo or reinforce; ratio of a token, or of the whole reply (sequence, product); how far it may go.
@@ -155,6 +157,10 @@ def _policy(config: ConfigDict) -> None:
     policy.importance_cap = config_dict.placeholder(float)
     # Leave replies that were cut off out of the loss.
     policy.mask_truncated = config_dict.placeholder(bool)
+    # DAPO's: rounds of further prompts at most, drawn for groups whose rewards are all equal; and the last share of
+    # sampler.max_tokens over which the reward of a long reply falls by up to 1.
+    policy.resample = config_dict.placeholder(int)
+    policy.overlong = config_dict.placeholder(float)
 
 
 def _sampler(config: ConfigDict) -> None:
@@ -172,6 +178,19 @@ def _sampler(config: ConfigDict) -> None:
     sampler.weights = "same"
     # Slots of the engine, or rows that generate holds at once; 0 is all of a rollout.
     sampler.slots = 0
+
+
+def _tools(config: ConfigDict) -> None:
+    config.tools = tools = ConfigDict()
+    # Tools that the policy may call while it is sampled, of calculator and python; () is plain replies. What a tool
+    # answers is not learned from.
+    tools.names = ()
+    # Calls in a conversation at most; sampler.max_tokens bounds each of its replies.
+    tools.calls = 2
+    # Longest conversation with prompt, calls and results, tokens; 0 is as long as the model's positions.
+    tools.max_length = 0
+    # Put the descriptions of the tools into the system message; a model that was trained on them may not need them.
+    tools.describe = True
 
 
 def real(config: ConfigDict) -> None:

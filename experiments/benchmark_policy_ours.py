@@ -72,9 +72,9 @@ def _mean_logp(start: Start, folder: pathlib.Path) -> float:
 
 def _engine_rate(start: Start, talks: dict[str, Any], learner: Learner, slots: int, max_tokens: int) -> float:
     """Tokens a second of the engine at its best: slots always full, no new weights, many requests."""
-    engine = Engine(start.params, start.model, slots=slots, capacity=learner.width,
+    engine = Engine(start.params, start.model, slots=slots, capacity=learner.drawing.width,
                     valid_vocab=start.tokenizer.vocab_size)
-    ids = list(learner.prompt_ids.values())
+    ids = list(learner.drawing.prompt_ids.values())
     requests = [Request(tuple(ids[i % len(ids)]), max_tokens, seed=i, stop_tokens=end_of_turn(start.tokenizer))
                 for i in range(4 * slots)]
     engine.run(requests[:slots])

@@ -76,7 +76,8 @@ def group_advantages(rewards_QG: jax.Array, *, kind: GroupKind = "grpo", valid_Q
     "rloo"                  r_i - the mean of the prompt's other samples = G / (G - 1) (r_i - mean(r))
     "mean"                  r_i - mean over all prompts: REINFORCE with a baseline
     "none"                  r_i
-    "reinforce++"           (r_i - mean) / (std + epsilon), both over all prompts
+    "reinforce++"           (r_i - mean) / (std + epsilon), both over all prompts; the paper has them over all tokens,
+                            of the reward to come less the KL: `gae` with values of 0 and decay 1, then `whiten`
     "reinforce++_baseline"  r_i - mean(r), then divided by its std over all prompts + epsilon
 
     A prompt whose samples have equal rewards gets exactly 0 under "grpo", "dr_grpo", "rloo", "reinforce++_baseline".

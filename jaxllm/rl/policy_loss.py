@@ -1,17 +1,19 @@
 """Losses of policy gradients, functions of arrays: PPO's and its relatives', the critic's, and what corrects a sampler.
 
-A published method is a row of choices, made here and in `advantages.group_advantages`:
+A published method is a row of choices, made here and in `advantages`; `policy_settings.ALGORITHMS` has them by name:
 
 method       advantages   ratio     objective  average   besides
 PPO          gae          token     clip       token     value_loss; the KL in `token_rewards`
 REINFORCE    mean         -         reinforce  constant  length 1: the gradient of the whole row's log-probability
-REINFORCE++  reinforce++  token     clip       token     the KL in `token_rewards`
+REINFORCE++  to come      token     clip       token     the KL in `token_rewards`; `gae` without values, `whiten`
 RLOO         rloo         -         reinforce  constant  length 1
 GRPO         grpo         token     clip       sequence  penalty_BT = beta k3
 Dr. GRPO     dr_grpo      token     clip       constant  length: the budget of tokens
 DAPO         grpo         token     clip       token     clip_high 0.28; `overlong_penalty` in the reward
 GSPO         grpo         sequence  clip       sequence  clip_low 3e-4, clip_high 4e-4
 CISPO        grpo         token     cispo      token     clip_low >= 1 leaves the lower side open, as MiniMax did
+
+Where the mask is False (a prompt, what a tool answered) nothing is counted and no gradient flows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The policy-gradient update: rollouts and rewards -> advantages -> a batch -> a `LossFn` over policy and value head.
 
-`PolicySettings` spans PPO, REINFORCE, RLOO and GRPO: which baseline, which objective, where the KL to the start model
-enters and by which estimator, how the loss is averaged, how often a rollout is gone over.
+`PolicySettings` spans PPO, REINFORCE, RLOO, GRPO and its relatives: which baseline, which objective, where the KL to
+the start model enters and by which estimator, how the loss is averaged, how often a rollout is gone over.
 """
 
 from __future__ import annotations
@@ -178,13 +178,15 @@ def make_batch(settings: PolicySettings, rollout: Rollout, scores: Scores, rewar
     coefficient = kl_coefficient if settings.kl_in == "reward" else 0.0
     kl_BT = kl_estimate(scores.logp, scores.reference_logp, settings.kl_kind)
     rewards_BT = token_rewards(rewards_QG.reshape(B).astype(jnp.float32), kl_BT, mask, coefficient)
+    returns = old_values = jnp.zeros(mask.shape, jnp.float32)
     if settings.baseline == "critic":
         old_values = scores.values
         advantages, returns = gae(rewards_BT, old_values, mask, discount=settings.discount, decay=settings.gae_decay)
+    elif settings.baseline == "returns":
+        advantages, _ = gae(rewards_BT, old_values, mask, discount=settings.discount, decay=1.0)
     else:
         whole_QG = jnp.sum(rewards_BT, axis=1).reshape(rewards_QG.shape)
         advantages = jnp.broadcast_to(group_advantages(whole_QG, kind=settings.baseline).reshape(B, 1), mask.shape)
-        returns = old_values = jnp.zeros(mask.shape, jnp.float32)
     counts = mask & jnp.asarray(rollout.stopped)[:, None] if settings.mask_truncated else mask
     if settings.whiten:
         advantages = whiten(advantages, counts)

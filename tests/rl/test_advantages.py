@@ -1,4 +1,4 @@
-"""Advantages: against a linear filter, and where rewards, rows and groups are degenerate."""
+"""Advantages: against a linear filter and verl's formulas, and where rewards, rows and groups are degenerate."""
 
 import functools
 
@@ -9,6 +9,7 @@ import pytest
 from scipy.signal import lfilter
 
 from jaxllm.rl.advantages import gae, group_advantages, overlong_penalty, token_rewards, whiten
+from jaxllm.rl.policy_loss import value_loss
 
 rng = np.random.default_rng(1)
 
@@ -28,6 +29,39 @@ def test_gae_steps_over_a_tools_tokens():
         np.testing.assert_allclose(advantages[row, counted], expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(returns[row, counted], expected + value, rtol=1e-5, atol=1e-6)
     assert not np.asarray(advantages)[~mask].any() and not np.asarray(returns)[~mask].any()
+
+
+def test_gae_whitening_and_value_loss_are_verls():
+    """verl/trainer/ppo/core_algos.py, compute_gae_advantage_return and compute_value_loss, and masked_whiten."""
+    torch = pytest.importorskip("torch")
+    counts = rng.random((6, 7)) < 0.6
+    counts[0], counts[1] = True, False
+    mask, following, advantage, found = torch.tensor(counts).float(), 0.0, 0.0, []
+    rewards, values = (torch.tensor(rng.normal(size=(6, 7)).astype(np.float32)) for _ in range(2))
+    for t in reversed(range(7)):
+        delta = rewards[:, t] + 0.9 * following - values[:, t]
+        here = mask[:, t]
+        advantage = (delta + 0.9 * 0.8 * advantage) * here + (1 - here) * advantage
+        following = values[:, t] * here + (1 - here) * following
+        found.insert(0, advantage)
+    found, agree = torch.stack(found, 1), functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
+    mine, returns = jax.jit(functools.partial(gae, discount=0.9, decay=0.8))(rewards.numpy(), values.numpy(), counts)
+    agree(mine, found * mask)
+    agree(returns, (found + values) * mask)
+
+    mean = (found * mask).sum() / mask.sum()
+    variance = ((found - mean)**2 * mask).sum() / (mask.sum() - 1)
+    agree(jax.jit(whiten)(mine, counts), (found - mean) * torch.rsqrt(variance + 1e-8) * mask)
+
+    leaf = values.clone().requires_grad_()
+    old, target = values + torch.tensor(rng.normal(0, 0.4, (6, 7)).astype(np.float32)), torch.tensor(np.array(returns))
+    held = torch.clamp(leaf, old - 0.2, old + 0.2)
+    loss = 0.5 * (torch.max((leaf - target)**2, (held - target)**2) * mask).sum() / mask.sum()
+    loss.backward()
+    mine, slope = jax.jit(jax.value_and_grad(
+        lambda v: value_loss(v, old.numpy(), returns, counts, clip=0.2)[0].value))(values.numpy())
+    agree(mine, loss.item())
+    agree(slope, leaf.grad)
 
 
 @pytest.mark.parametrize("kind, expected", [

@@ -134,6 +134,57 @@ def test_kl_in_the_reward_and_advantages_by_hand():
     assert (np.asarray(batch.importance) == 1).all() and (np.asarray(batch.mask) == MASK).all()
 
 
+def test_rewards_to_come_by_hand():
+    """REINFORCE++ by loops: at each token the reward less beta times the k1 from there on, whitened over all tokens."""
+    found, rewards = scores(), RNG.normal(size=(2, 4)).astype(np.float32)
+    batch = policy_step.make_batch(ALGORITHMS["reinforce++"], rollout(), found, jnp.asarray(rewards), 0.3)
+    k1 = np.where(MASK, np.asarray(found.logp) - found.reference_logp, 0.0)
+    to_come = np.array([[rewards.ravel()[b] - 0.3 * k1[b, t:].sum() for t in range(T)] for b in range(B)])
+    expected = (to_come - to_come[MASK].mean()) / to_come[MASK].std(ddof=1)
+    np.testing.assert_allclose(batch.advantages, np.where(MASK, expected, 0.0), atol=1e-5)
+
+
+ARMS, PAYS = np.tile(np.arange(6), 4), np.arange(6) > 3  # each of four like prompts has every reply of one token once
+TALKS = np.stack([np.zeros(24, int), ARMS], axis=1)
+OWN = np.tile([False, True], (24, 1))
+
+
+class Bandit:
+    """A policy that is a row of logits."""
+
+    def outputs(self, params, tokens):
+        return jnp.where(OWN, jax.nn.log_softmax(params)[tokens], 0.0), jnp.zeros(OWN.shape), None
+
+
+@pytest.mark.parametrize("name", ["dr_grpo", "dapo", "gspo", "cispo", "reinforce++"])
+def test_several_updates_of_a_rollout_improve_a_bandit_and_the_clip_holds(name):
+    zero, settings = np.zeros(OWN.shape, np.float32), ALGORITHMS[name]
+    old = Bandit().outputs(jnp.zeros(6), TALKS)[0]
+    drawn = Rollout(TALKS, OWN, zero, zero, np.full(24, 2), np.ones(24, bool))
+    batch = policy_step.make_batch(settings, drawn, Scores(old, zero, old, None),
+                                   jnp.tile(jnp.asarray(PAYS, jnp.float32), (4, 1)), 0.0)
+    objective = policy_step.policy_objective(Bandit(), settings, 1)
+
+    @jax.jit
+    def step(params):
+        def loss_fn(params):
+            loss, metrics = objective(params, batch)
+            return loss.value, {key: mean.value for key, mean in metrics.items()}
+        (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return params - 2.0 * gradient, metrics
+
+    params, said = jnp.zeros(6), []
+    for _ in range(8):
+        params, metrics = step(params)
+        said.append(jax.device_get(metrics))
+    assert jax.nn.softmax(params) @ PAYS > 0.4  # a third at first
+    assert said[0]["clip_fraction"] == 0.0 and said[0]["ratio"] == pytest.approx(1.0)
+    if settings.objective == "clip":  # once all have gone too far, nothing moves: not so without a clip
+        assert said[-1]["clip_fraction"] == 1.0 and said[-1]["kl_old"] == said[-2]["kl_old"]
+    else:
+        assert said[-1]["kl_old"] > said[-2]["kl_old"]
+
+
 def test_a_critic_that_knows_the_return_leaves_no_advantage():
     """The reward comes with the last token, so a critic that says it at every token makes GAE zero everywhere."""
     rewards = np.arange(8.0, dtype=np.float32).reshape(2, 4)
@@ -194,7 +245,8 @@ def test_on_policy_the_ratio_is_1_and_micro_batches_add_up(name):
     ({"baseline": "magic"}, "policy.baseline"), ({"kl_kind": "k9"}, "policy.kl_kind"), ({"epochs": 0}, "at least 1"),
     ({"discount": 1.5}, "in \\[0, 1\\]"), ({"importance_cap": 0.0}, "above 0"),
     ({"baseline": "critic", "average": "sequence"}, "must be 'token'"),
-    ({"kl_in": "none", "kl_target": 3.0}, "nothing would hold")])
+    ({"kl_in": "none", "kl_target": 3.0}, "nothing would hold"), ({"resample": -1}, "at least 0"),
+    ({"overlong": 1.5}, "in \\[0, 1\\]")])
 def test_bad_settings(change, message):
     with pytest.raises(ValueError, match=message):
         PolicySettings(**change)

@@ -1,4 +1,4 @@
-"""Our losses of arrays against TRL's own code, run on the same numbers, and against verl's formulas where TRL has none.
+"""Our losses of arrays against TRL's own code, run on the same numbers.
 
 TRL's trainers are objects without their set-up: `object.__new__`, the attributes that the loss reads, and a model that
 returns the log-probabilities of the case. Advantages and importance weights stand inside a long method there; their
@@ -7,6 +7,7 @@ lines are followed here in torch, with the place.
 
 import collections
 import functools
+import os
 import types
 
 import jax
@@ -15,12 +16,17 @@ import numpy as np
 import pytest
 
 from jaxllm.rl import preference_loss
-from jaxllm.rl.advantages import gae, group_advantages, overlong_penalty, whiten
-from jaxllm.rl.kl import kl_estimate
-from jaxllm.rl.policy_loss import policy_loss, truncated_importance, value_loss
+from jaxllm.rl.advantages import group_advantages, overlong_penalty
+from jaxllm.rl.distill import distill_loss
+from jaxllm.rl.policy_loss import policy_loss, truncated_importance
+from jaxllm.rl.policy_settings import ALGORITHMS
+from jaxllm.rl.policy_step import Scores, make_batch, policy_objective
+from jaxllm.rl.rollout import Rollout
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl", reason="the oracle: pip install 'jaxllm[peers]'")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its warning that this part may change
+from trl.experimental.gkd import GKDTrainer  # noqa: E402
 from trl.rewards import get_soft_overlong_punishment  # noqa: E402
 from trl.trainer.dpo_trainer import DPOTrainer  # noqa: E402
 from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
@@ -77,13 +83,12 @@ def trl_policy(trainer, logp, mask, *, advantages=ADVANTAGES, old=OLD, importanc
     return loss.item(), leaf.grad.numpy()
 
 
-def ours(weight=None, beta=0.0, **choices):
+def ours(weight=None, **choices):
     """(loss, gradient by logp) of `policy_loss`, its sum divided by `weight` (None: by its own)."""
     @jax.jit
     def found(logp):
-        penalty = beta * kl_estimate(logp, jnp.asarray(REFERENCE), "k3") if beta else None
         loss, _ = policy_loss(logp, jnp.asarray(OLD), jnp.tile(jnp.asarray(ADVANTAGES)[:, None], (1, T)),
-                              jnp.asarray(MASK), penalty_BT=penalty, **choices)
+                              jnp.asarray(MASK), **choices)
         return loss.total / (loss.weight if weight is None else weight)
     return jax.value_and_grad(found)(jnp.asarray(LOGP))
 
@@ -97,19 +102,10 @@ IMPORTANCE = np.exp(np.minimum(OLD - REFERENCE, 0.4))
 
 
 @pytest.mark.parametrize("mine, theirs", [
-    # TRL divides by all rows, ours by those that count a token.
-    ({"average": "sequence", "weight": B, "beta": 0.04}, {"loss_type": "grpo", "beta": 0.04}),
-    ({"average": "token", "clip_high": 0.28}, {"loss_type": "dapo", "epsilon_high": 0.28}),
-    ({"average": "token", "dual_clip": 3.0}, {"loss_type": "bnpo", "args": {"delta": 3.0}}),
-    ({"average": "constant", "length": T, "weight": B * T}, {"loss_type": "dr_grpo"}),
-    ({"average": "sequence", "weight": B, "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
-     {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4}),
-    # CISPO of TRL has no lower side, and names the ratio itself instead of its distance from 1.
-    ({"objective": "cispo", "clip_low": 1.0, "clip_high": 4.0}, {"loss_type": "cispo", "epsilon_high": 5.0}),
-    ({"average": "token", "importance_BT": IMPORTANCE}, {"loss_type": "bnpo", "importance": IMPORTANCE}),
-], ids=["grpo", "dapo", "dual_clip", "dr_grpo", "gspo", "cispo", "importance"])
-def test_policy_losses_are_trls(mine, theirs):
-    agree(ours(**mine), trl_policy(GRPOTrainer, LOGP, MASK, **theirs))
+    ({"dual_clip": 3.0}, {"args": {"delta": 3.0}}), ({"importance_BT": IMPORTANCE}, {"importance": IMPORTANCE}),
+], ids=["dual_clip", "importance"])
+def test_what_no_algorithm_sets_is_trls(mine, theirs):
+    agree(ours(**mine), trl_policy(GRPOTrainer, LOGP, MASK, loss_type="bnpo", **theirs))
 
 
 def test_rloo_has_trls_gradient():
@@ -135,6 +131,44 @@ def test_group_advantages_are_trls(kind):
     agree(mine, torch_group(tensor(rewards), kind), tolerance=1e-4)
 
 
+# The ratio of 8,103 comes with a gain, that of its inverse with a loss; a row without a token has no reward.
+REWARDS = np.array([[1.0, 0.5, 0.0], [0.3, 1.0, -2.0]], np.float32)
+COUNTED = MASK.any(1).mean()  # of the rows, which TRL divides by
+
+
+def end_to_end(name):
+    """(loss, gradient by logp) from rewards through `make_batch` and `policy_objective`, settings as they come."""
+    settings, zero = ALGORITHMS[name], np.zeros((B, T), np.float32)
+    drawn = Rollout(np.zeros((B, T), np.int32), MASK, zero, zero, np.full(B, T, np.int32), np.ones(B, bool))
+    batch = make_batch(settings, drawn, Scores(OLD, zero, REFERENCE, None), jnp.asarray(REWARDS), 0.1)
+    model = types.SimpleNamespace(outputs=lambda params, tokens: (params, jnp.zeros((B, T)), None))
+    objective = policy_objective(model, settings, T)
+    return jax.jit(jax.value_and_grad(lambda logp: objective(logp, batch)[0].value))(jnp.asarray(LOGP))
+
+
+def reinforce_plus_plus():
+    """Equations 8 to 10 of Hu et al. in torch: rewards to come, less the KL's, whitened over all tokens."""
+    mask, last = tensor(MASK), [row.nonzero()[0][-1] if row.any() else 0 for row in MASK]
+    rewards = -0.1 * (tensor(OLD) - tensor(REFERENCE)) * mask
+    rewards[torch.arange(B), last] += tensor(REWARDS).reshape(B) * mask.any(1)
+    returns = rewards.flip(1).cumsum(1).flip(1)
+    return (returns - returns[mask].mean()) / returns[mask].std() * mask
+
+
+@pytest.mark.parametrize("name, kind, rows, theirs", [  # CISPO of TRL names the ratio itself, not its distance from 1
+    ("grpo", "grpo", COUNTED, {"loss_type": "grpo", "beta": 0.1}),
+    ("dr_grpo", "dr_grpo", COUNTED, {"loss_type": "dr_grpo"}),
+    ("dapo", "grpo", 1.0, {"loss_type": "dapo", "epsilon_high": 0.28}),
+    ("gspo", "grpo", COUNTED, {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_low": 3e-4,
+                               "epsilon_high": 4e-4}),
+    ("cispo", "grpo", 1.0, {"loss_type": "cispo", "epsilon_high": 5.0}),
+    ("reinforce++", None, 1.0, {"loss_type": "bnpo"})])
+def test_algorithms_are_trls_from_the_rewards_on(name, kind, rows, theirs):
+    advantages = torch_group(tensor(REWARDS), kind).reshape(B) if kind else reinforce_plus_plus()
+    mine = jax.tree.map(lambda x: x * rows, end_to_end(name))
+    agree(mine, trl_policy(GRPOTrainer, LOGP, MASK, advantages=advantages, **theirs), tolerance=1e-5)
+
+
 @pytest.mark.parametrize("level, drop", [("token", False), ("sequence", False), ("token", True), ("sequence", True)])
 def test_importance_weights_are_trls(level, drop):
     """grpo_trainer.py:2663-2703, modes token_truncate, sequence_truncate, token_mask and sequence_mask."""
@@ -151,34 +185,6 @@ def test_overlong_penalty_is_trls():
     lengths = [0, 79, 80, 81, 90, 100, 101, 500]
     expected = get_soft_overlong_punishment(100, 20)([[0] * length for length in lengths])
     agree(overlong_penalty(np.array(lengths), limit=100, buffer=20), np.array(expected))
-
-
-def test_gae_whitening_and_value_loss_are_verls():
-    """verl/trainer/ppo/core_algos.py, compute_gae_advantage_return and compute_value_loss, and masked_whiten."""
-    rewards, values = (tensor(rng.normal(size=(B, T)).astype(np.float32)) for _ in range(2))
-    mask, following, advantage, found = tensor(MASK).float(), 0.0, 0.0, []
-    for t in reversed(range(T)):
-        delta = rewards[:, t] + 0.9 * following - values[:, t]
-        here = mask[:, t]
-        advantage = (delta + 0.9 * 0.8 * advantage) * here + (1 - here) * advantage
-        following = values[:, t] * here + (1 - here) * following
-        found.insert(0, advantage)
-    found = torch.stack(found, 1)
-    mine, returns = jax.jit(functools.partial(gae, discount=0.9, decay=0.8))(rewards.numpy(), values.numpy(), MASK)
-    agree((mine, returns), ((found * mask).numpy(), ((found + values) * mask).numpy()))
-
-    mean = (found * mask).sum() / mask.sum()
-    variance = ((found - mean)**2 * mask).sum() / (mask.sum() - 1)
-    agree(jax.jit(whiten)(mine, MASK), (found - mean) * torch.rsqrt(variance + 1e-8) * mask)
-
-    leaf, old = values.clone().requires_grad_(), values + tensor(rng.normal(0, 0.4, (B, T)).astype(np.float32))
-    target = tensor(returns)
-    held = torch.clamp(leaf, old - 0.2, old + 0.2)
-    loss = 0.5 * (torch.max((leaf - target)**2, (held - target)**2) * mask).sum() / mask.sum()
-    loss.backward()
-    mine = jax.jit(jax.value_and_grad(lambda v: value_loss(v, old.numpy(), returns, MASK, clip=0.2)[0].value))(
-        values.numpy())
-    agree(mine, (loss.item(), leaf.grad.numpy()))
 
 
 # Sums over whole replies: near, equal, one moved far up and the other down, and both moved alike.
@@ -263,3 +269,20 @@ def test_reward_loss_is_trls(margin):
     agree((loss, mine), (theirs.item(), leaf.grad.numpy().reshape(2, -1).T))
     agree((metrics["accuracy"].value, metrics["margin"].value),
           (METRICS["eval"]["accuracy"][-1], METRICS["eval"]["margin"][-1]))
+
+
+@pytest.mark.parametrize("kind, beta, theirs", [("forward", 0.5, 0.0), ("reverse", 0.5, 1.0), ("jsd", 0.5, 0.5),
+                                                ("jsd", 0.1, 0.1)])
+def test_distillation_is_trls(kind, beta, theirs):
+    student, teacher = (rng.normal(0.0, 3.0, (B, T, 11)).astype(np.float32) for _ in range(2))
+    leaf, labels = tensor(student).requires_grad_(), tensor(np.where(MASK, 1, -100))
+    loss = GKDTrainer.generalized_jsd_loss(leaf, tensor(teacher), labels, beta=theirs, temperature=1.5)
+    loss.backward()
+    mine = jax.jit(jax.value_and_grad(lambda x: distill_loss(x, teacher, MASK, kind, beta=beta, temperature=1.5
+                                                             )[0].value))(student)
+    agree(mine, (loss.item(), leaf.grad.numpy()))
+    if kind != "jsd":  # and torch's own KL, whose first argument is what the second is measured against
+        q, p = (torch.log_softmax(tensor(x)[tensor(MASK)] / 1.5, -1) for x in (student, teacher))
+        pair = (q, p) if kind == "forward" else (p, q)
+        expected = torch.nn.functional.kl_div(*pair, log_target=True, reduction="batchmean")
+        agree(mine[0], expected)
