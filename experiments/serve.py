@@ -79,8 +79,7 @@ def build(config: ConfigDict, workdir: str = "."):
     try:
         from jaxllm.serve.api import create_app
         from jaxllm.serve.errors import ApiError
-        from jaxllm.serve.preference_store import PreferenceStore
-        from jaxllm.serve.preferring import Preferring
+        from jaxllm.serve.preference_store import PreferenceStore, Preferring
         from jaxllm.serve.served import Limits, Served
         from jaxllm.serve.server import Server
         from jaxllm.serve.worker import Worker

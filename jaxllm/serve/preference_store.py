@@ -183,3 +183,19 @@ class PreferenceStore:
 
 def _records(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preferring:
+    """How rankings are collected; `Served.preferring` is one where they are.
+
+    Attributes:
+      store: where they are kept.
+      samples: completions of a set, 2 to 9: so many have a key each on the page.
+      temperature, max_tokens: of the draws.
+    """
+
+    store: PreferenceStore
+    samples: int = 4
+    temperature: float = 1.0
+    max_tokens: int = 256

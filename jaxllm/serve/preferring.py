@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from jaxllm.data.preferences import Message
 from jaxllm.serve.body import JSONRoute
 from jaxllm.serve.chat_completions import ChatAnswer
 from jaxllm.serve.errors import ApiError
-from jaxllm.serve.preference_store import PreferenceStore, SampleSet
+from jaxllm.serve.preference_store import Preferring, SampleSet
 from jaxllm.serve.prepare import prepare_chat
 from jaxllm.serve.schema import ChatCompletionRequest, Strict
 from jaxllm.serve.served import Served
@@ -27,22 +26,6 @@ MOST_DRAWS = 3
 
 Annotator = Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$", description="who ranks, 1 to 40 characters")]
 SetName = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Preferring:
-    """How rankings are collected; `Served.preferring` is one where they are.
-
-    Attributes:
-      store: where they are kept.
-      samples: completions of a set, 2 to MOST_SAMPLES.
-      temperature, max_tokens: of the draws.
-    """
-
-    store: PreferenceStore
-    samples: int = 4
-    temperature: float = 1.0
-    max_tokens: int = 256
 
 
 class NextRequest(Strict):

@@ -14,7 +14,7 @@ from jaxllm.model.params import Params
 
 if TYPE_CHECKING:
     from jaxllm.serve.grammar import Grammars
-    from jaxllm.serve.preferring import Preferring
+    from jaxllm.serve.preference_store import Preferring
     from jaxllm.serve.worker import Worker
 
 
