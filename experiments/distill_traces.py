@@ -78,7 +78,7 @@ def make_pair(config: ConfigDict, seed: int) -> Pair:
     else:
         road = ConfigDict({**config.teacher.to_dict(), "cache": config.cache})
         teacher = practice_runs.run(road, seed, "rl").made
-        road.start.shape.update(config.student)
+        road.start.update(config.student)
         student = practice_runs.beginning(road, seed)
         train, asked = (practice.tasks(road.start, seed, part) for part in ("train", config.part))
     check_vocabularies(student.model, teacher.model, student.tokenizer.vocab_size)

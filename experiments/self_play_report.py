@@ -195,6 +195,6 @@ def _curves(config: ConfigDict, runs: Sequence[Run]) -> str:
                 label = _NAMES.get(name, "OpenSpiel's solver" if config.game == "tic_tac_toe" else "OpenSpiel's search")
                 axes.axhline(level, linestyle=style, color="0.4", linewidth=1, label=label)
         axes.set(xlabel="iteration of self-play", ylabel="Elo above the expert")
-        axes.legend(frameon=False, fontsize=8, ncols=2)
+        axes.legend(frameon=False, fontsize=8, ncols=2, loc="center", bbox_to_anchor=(0.5, 0.78))  # below the judge
 
     return report.picture(paint)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from configs import distill as config_file
 from experiments import distill as experiment
-from experiments import distill_report, distill_traces, practice
+from experiments import distill_report, distill_traces, practice, practice_runs
 from experiments.distill_learn import from_traces, on_policy
 from experiments.distill_traces import Pair, Traces, conversations, keep, write_conversations
 from experiments.improve_record import Improved
@@ -137,6 +138,27 @@ def test_published_models_and_a_file_of_tasks(real_data, monkeypatch, pair):
         pair.student.tokenizer, fingerprint=folder)))
     with pytest.raises(ValueError, match="different tokenizers"):
         distill_traces.make_pair(config, 0)
+
+
+def test_the_student_begins_as_its_own_config_says(monkeypatch, pair):
+    config, asked = small_config(cache="here"), []
+    config.student.documents = (1, 2, 3)
+
+    def run(road, seed, name):
+        asked.append((road.start.to_dict(), name))
+        return types.SimpleNamespace(made=pair.teacher)
+
+    def beginning(road, seed):
+        asked.append((road.start.to_dict(), road.cache))
+        return pair.student
+
+    monkeypatch.setattr(practice_runs, "run", run)
+    monkeypatch.setattr(practice_runs, "beginning", beginning)
+    made = distill_traces.make_pair(config, 0)
+    (teacher, road), (student, cache) = asked
+    assert (road, cache) == ("rl", "here") and teacher["documents"] == config.teacher.start.documents
+    assert student["documents"] == (1, 2, 3) and student["shape"]["dim"] == 48 < teacher["shape"]["dim"]
+    assert student["vocab_size"] == teacher["vocab_size"] and list(made.train) == list(pair.train) and made.width == 48
 
 
 def test_tables_say_what_the_seeds_say():
