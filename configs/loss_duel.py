@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.control = "grpo"
     # Held-out problems come from "test", or "validation" for choosing settings; replies to each at temperature 1.
     config.part = "test"
-    config.samples = 2
+    config.samples = 1
     # The dump of rollouts whose gradients are compared: prompts, and replies to each; and the updates by `control` on
     # it, after which they are compared again, when ratios are no longer 1.
     config.dump_prompts, config.dump_samples, config.dump_updates = 16, 8, 8
@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # RL, see configs/policy_gradient.py. Its steps, prompts and samples are the budget of replies: a run that draws
     # further prompts (dapo) takes fewer steps.
     config.rl = policy_gradient.policy_config()
-    config.rl.steps, config.rl.prompts, config.rl.samples = 25, 8, 8
+    config.rl.steps, config.rl.prompts, config.rl.samples = 15, 8, 8
     # Longer than a right reply, so that the overlong shaping (dapo: of the last fifth) is about nothing else.
     config.rl.sampler.max_tokens = config.start.max_tokens * 7 // 5
     config.rl.optimizer.learning_rate = 2e-4

@@ -20,26 +20,26 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Runs on which stop rules are scored, and others on which their thresholds are chosen. A seed stands for the
     # rankings, the reward models, the draws of RL and the choices of people; all share one start model.
     config.seeds = tuple(range(10, 20))
-    config.validation_seeds = (100, 101, 102, 103, 104)
+    config.validation_seeds = (100, 101, 102, 103)
     # How many of each are also optimised against the gold judge itself: nothing there to be gamed, the control.
-    config.controls, config.validation_controls = 3, 2
+    config.controls, config.validation_controls = 2, 1
 
     # The reward model of all those runs: how many of the start model's blocks it has, and rankings it learns from.
-    config.proxy = (3, 400)
+    config.proxy = (3, 800)
     # Other reward models, and on how many of the seeds each.
-    config.other_proxies = ((1, 400), (3, 100), (3, 800))
+    config.other_proxies = ((1, 800), (3, 100), (3, 300))
     config.other_seeds = 1
     # Completions of a ranking.
     config.completions = 4
     # Further reward models of each run, from its rankings drawn anew with replacement: they watch, nothing is
     # optimised against them.
-    config.members = 2
+    config.members = 1
     # Rankings that no reward model learns from, for its accuracy.
     config.held_out = 40
 
     # Rounds in which the replies that gamed the reward model are ranked and added: this many rankings of two such
     # replies and two ordinary ones, on this many of the seeds. The control adds as many ordinary rankings.
-    config.rounds, config.adversarial, config.round_seeds = 2, 64, 3
+    config.rounds, config.adversarial, config.round_seeds = 1, 64, 3
 
     # Steps between looks at a run, and replies drawn then to each held-out thing: those of the test split for `seeds`,
     # of the validation split for the others.
@@ -78,10 +78,10 @@ def rl_config() -> ConfigDict:
     PPO: in pilots with GRPO and less data the gold score fell from the first looks on (docs/reward_hacking.md).
     """
     config = policy_gradient.policy_config()
-    config.update({"algorithm": "ppo", "steps": 50, "prompts": 8, "samples": 4, "log_steps": 1000})
+    config.update({"algorithm": "ppo", "steps": 50, "prompts": 8, "samples": 8, "log_steps": 1000})
     config.sampler.max_tokens = 40
     config.policy.kl_in = "none"
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 1.5e-4
     config.guard.update({"kl": 0.0, "entropy": 0.0, "truncated": 1.0})
     return config
 

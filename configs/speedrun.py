@@ -1,4 +1,4 @@
-"""The small road in one command: world, tokenizer, pretraining, fine-tuning, interrogation, search, taste, RL.
+"""The small road in one command: world, tokenizer, pretraining, fine-tuning, interrogation, search, taste, RL, play.
 
     python -m experiments.speedrun                                        # everything, one seed
     python -m experiments.speedrun --config.stages="('world','tokenizer','pretrain','sft')"
@@ -12,9 +12,20 @@ Written: report.html, report.md, results.json, and a folder a stage.
 
 from ml_collections import ConfigDict
 
-from configs import interrogate, lab, look_up, policy_gradient, reward_model, sft, train_tokenizer
+from configs import (
+    interrogate,
+    lab,
+    look_up,
+    policy_gradient,
+    reward_model,
+    self_play,
+    sft,
+    sft_to_rl,
+    train_tokenizer,
+)
 
-STAGES = ("world", "tokenizer", "pretrain", "sft", "interrogate", "look_up", "reward_model", "policy_gradient")
+STAGES = ("world", "tokenizer", "pretrain", "sft", "interrogate", "look_up", "reward_model", "policy_gradient",
+          "sft_to_rl", "self_play")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -23,8 +34,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     # Of the world, the weights and every draw.
     config.seed = 0
-    # What is run, in this order; a stage needs those before it (interrogate and look_up do without sft, and the last
-    # two, which begin with a small model of their own, without any).
+    # What is run, in this order; a stage needs those before it (interrogate and look_up do without sft, and those
+    # from reward_model on, which begin with a small model of their own, without any).
     config.stages = STAGES
     # Of the world whose documents are the web of this road (docs/world.md).
     config.size = size
@@ -41,6 +52,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.reward_model = reward_model.get_config()
     config.policy_gradient = policy_gradient.get_config()
     config.policy_gradient.algorithms = ("grpo",)
+    config.sft_to_rl = sft_to_rl.get_config()
+    config.self_play = self_play.get_config()
     return config
 
 

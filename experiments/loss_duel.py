@@ -44,12 +44,13 @@ def main(config: ConfigDict, workdir: str) -> None:
     runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in (*config.algorithms, SHUFFLED)}
     starts, compared = [], []
     for seed in config.seeds:
-        shared = [config.start.to_dict(), config.rl.to_dict(), config.part, config.samples, seed,
-                  practice.wording(config.start, seed)]
+        start = [config.start.to_dict(), seed, practice.wording(config.start, seed)]
+        shared = [*start, config.rl.to_dict(), config.part, config.samples]
         kept = functools.partial(lab.kept, folder / "kept")
         starts.append(kept(f"start-{seed}", shared, functools.partial(ask, config, seed)))
         dump = [config[key] for key in ("algorithms", "control", "dump_prompts", "dump_samples", "dump_updates")]
-        compared.append(kept(f"angles-{seed}", [*shared, dump], functools.partial(angles, config, seed)))
+        compared.append(kept(f"angles-{seed}", [*start, dump, {**config.rl.to_dict(), "steps": None}],
+                             functools.partial(angles, config, seed)))
         for arm in runs:
             about = [arm, config.control] if arm == SHUFFLED else [arm]
             run = kept(f"{arm.replace(' ', '_')}-{seed}", [*shared, *about],

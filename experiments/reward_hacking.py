@@ -41,7 +41,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     runs = runs_of(config)
     chains = [(seed, arm) for arm in ARMS if config.rounds for seed in config.seeds[:config.round_seeds]]
     # A run needs the pool of its split, and rounds begin with what a run keeps.
-    for kind, some in (("pool", ("test", "validation")), ("run", runs), ("rounds", chains)):
+    for kind, some in (("pool", ("test", "validation")), ("run", runs), ("chain", chains)):
         make_all(config, folder, [(kind, about) for about in some], begun)
     found = Records({split: pool_of(config, folder, split) for split in ("test", "validation")},
                     {run: record(config, folder, run) for run in runs},

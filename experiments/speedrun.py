@@ -1,4 +1,4 @@
-"""Runs the small road from a made-up world to an assistant that learns from taste, stage by stage, each made once.
+"""Runs the small road from a made-up world to models that learn by reward and by play, each stage made once.
 
     python -m experiments.speedrun --workdir=runs/speedrun
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -27,6 +28,7 @@ from experiments import (
     report,
     reward_model,
     sft,
+    sft_to_rl,
     train_tokenizer,
 )
 from jaxllm.data.world import SIZES, documents, make_world
@@ -61,6 +63,9 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"config.stages must stand in the order {', '.join(STAGES)}")
     if config.size not in SIZES:
         raise ValueError(f"config.size is {config.size!r}; choose one of {', '.join(SIZES)}")
+    if "self_play" in config.stages and not importlib.util.find_spec("pgx"):
+        raise ValueError("the stage self_play needs the rules of games: pip install -e '.[games]', or leave it out of "
+                         "config.stages")
 
 
 def needs(config: ConfigDict, name: str) -> list[str]:
@@ -141,11 +146,18 @@ def measured(experiment: Any, name: str, config: ConfigDict, folder: pathlib.Pat
     """An experiment of several seeds with the one of this road; its first table's first rows are what is told."""
     settings = config[name].copy_and_resolve_references()
     settings.seeds = (config.seed,)
-    if "base" in settings:  # the experiments of taste make a small model of their own
+    if "base" in settings:  # the experiments from reward_model on make a small model of their own
         settings.base = base(config, folder)
     experiment.main(settings, str(folder / name))
     text = (folder / name / "report.md").read_text(encoding="utf-8")
     return [(f"tables and pictures: {name}/report.html", ""), *first_table(text)]
+
+
+def play(config: ConfigDict, folder: pathlib.Path) -> Lines:
+    """Imitation of a player, and self-play beyond it."""
+    from experiments import self_play  # here, as it needs an extra that all other stages do without
+
+    return measured(self_play, "self_play", config, folder)
 
 
 def first_table(text: str) -> Lines:
@@ -165,7 +177,9 @@ STAGES: Mapping[str, Callable[[ConfigDict, pathlib.Path], Lines]] = {
     "interrogate": functools.partial(measured, interrogate, "interrogate"),
     "look_up": functools.partial(measured, look_up, "look_up"),
     "reward_model": functools.partial(measured, reward_model, "reward_model"),
-    "policy_gradient": functools.partial(measured, policy_gradient, "policy_gradient")}
+    "policy_gradient": functools.partial(measured, policy_gradient, "policy_gradient"),
+    "sft_to_rl": functools.partial(measured, sft_to_rl, "sft_to_rl"),
+    "self_play": play}
 
 
 def write(told: Mapping[str, Mapping[str, Any]], folder: pathlib.Path, config: ConfigDict) -> None:

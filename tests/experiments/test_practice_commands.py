@@ -57,7 +57,7 @@ def study(cache, trained, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(practice_problems, "grade", lambda kind, text, answer: Grade(float(len(text) % 2), text[:1], ""))
         patch.setattr(lab, "train", train)
-        sft_to_rl.main(settings(configs.get_config(), cache, arms=("rl", "more_sft", "coin"), samples=2), str(folder))
+        sft_to_rl.main(settings(configs.get_config(), cache, arms=("rl", "more_sft"), samples=2), str(folder))
         yield folder
 
 
@@ -69,8 +69,8 @@ def nothing_is_trained(monkeypatch):
 
 def test_the_study_compares_every_road_with_rl(study, cache, trained):
     found = json.loads((study / "results.json").read_text())
-    assert set(found["accuracy"]) == {"start", "rl", "more_sft", "coin"} and set(found["gain"]) == {
-        "start", "more_sft", "coin"}
+    assert set(found["accuracy"]) == {"start", "rl", "more_sft"} and set(found["gain"]) == {
+        "start", "more_sft"}
     for arm, gain in found["gain"].items():
         assert gain == [found["accuracy"]["rl"][0] - found["accuracy"][arm][0]]
     curve, control = found["curves"]["rl"][0], found["curves"]["more_sft"][0]
@@ -93,12 +93,12 @@ def test_the_study_compares_every_road_with_rl(study, cache, trained):
 
 
 def test_a_second_look_trains_nothing(study, cache, nothing_is_trained, tmp_path):
-    sft_to_rl.main(settings(configs.get_config(), cache, arms=("rl", "more_sft", "coin"), samples=2), str(tmp_path))
+    sft_to_rl.main(settings(configs.get_config(), cache, arms=("rl", "more_sft"), samples=2), str(tmp_path))
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads((study / "results.json").read_text())
 
 
 def test_learn_or_sharpen_counts_the_same_models(study, cache, nothing_is_trained, tmp_path):
-    config = settings(sharpen_configs.get_config(), cache, arms=("rl", "coin"), samples=2, problems=4, k=(1, 2),
+    config = settings(sharpen_configs.get_config(), cache, arms=("rl", "more_sft"), samples=2, problems=4, k=(1, 2),
                       vote_k=(1, 2))
     learn_or_sharpen.main(config, str(tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())

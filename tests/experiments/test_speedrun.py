@@ -2,9 +2,12 @@
 
 import json
 import pathlib
+import sys
+import types
 
 import pytest
 
+import experiments
 from configs import speedrun as configs
 from experiments import lab, speedrun
 
@@ -38,8 +41,12 @@ def road(monkeypatch, tmp_path):
     monkeypatch.setattr(lab, "base_model", lambda config, seed: calls.append(("pretrain", config, seed)) or trains(
         "base")(config, tmp_path / "base") and tmp_path / "base")
     for module in (speedrun.sft, speedrun.interrogate, speedrun.look_up, speedrun.reward_model,
-                   speedrun.policy_gradient):
+                   speedrun.policy_gradient, speedrun.sft_to_rl):
         monkeypatch.setattr(module, "main", trains(module.__name__.rpartition(".")[2]))
+    # In place of a module that needs an extra.
+    monkeypatch.setitem(sys.modules, "experiments.self_play", types.SimpleNamespace(main=trains("self_play")))
+    monkeypatch.setattr(experiments, "self_play", sys.modules["experiments.self_play"], raising=False)
+    monkeypatch.setattr(speedrun.importlib.util, "find_spec", lambda name: name)
     return calls
 
 
@@ -53,7 +60,7 @@ def test_every_stage_gets_what_the_last_one_made_and_is_made_once(config, road, 
     for name in ("interrogate", "look_up"):
         assert by_name[name][0].base.data.tokenizer.name == tokenizer and by_name[name][0].seeds == (0,)
         assert by_name[name][1] == tmp_path / "run" / name
-    for name in ("reward_model", "policy_gradient"):
+    for name in ("reward_model", "policy_gradient", "sft_to_rl", "self_play"):
         assert by_name[name][0].seeds == (0,) and by_name[name][1] == tmp_path / "run" / name
     said = capsys.readouterr().out
     for text in ("documents: ", "validation loss, nats a token: 1.5000", "Who?: Ada.", "unknown: 0.98 · 0.1"):
