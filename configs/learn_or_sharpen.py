@@ -3,8 +3,9 @@
     python -m experiments.learn_or_sharpen
     python -m experiments.learn_or_sharpen --config.samples=64 --config.seeds="(0,)" --config.part=validation
 
-Models that experiments.sft_to_rl has trained by the same settings are found in the cache. docs/learn_or_sharpen.md has
-what was measured. Written: report.html, report.md, results.json.
+Models that experiments.sft_to_rl has trained by the same settings are found in the cache. Expected: one try after RL is
+worth more than 16 before it, and 256 before it solve all that RL solves. docs/learn_or_sharpen.md has what was
+measured. Written: report.html, report.md, results.json.
 """
 
 from ml_collections import ConfigDict

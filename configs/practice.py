@@ -3,7 +3,7 @@
     python -m experiments.practice --workdir=runs/practice
 
 Expected: a fine-tuned model that solves less than half of the held-out problems, because most of its replies give the
-answer without working; about half a minute of one core a seed. docs/sft_to_rl.md has what was measured.
+answer without working; about a minute of one core a seed. docs/sft_to_rl.md has what was measured.
 """
 
 from ml_collections import ConfigDict

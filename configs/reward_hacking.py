@@ -3,10 +3,10 @@
     python -m experiments.reward_hacking --workdir=runs/reward_hacking
     python -m experiments.reward_hacking --config=configs/reward_hacking.py:models/smollm2     # a published chat model
 
-In single runs the proxy rose to the end while the gold score rose a little, then fell far below where it began. The
-study of ten seeds, comparing the rules, has not been run yet: 23 runs and 12 rounds, 90 CPU-seconds or more each.
-docs/reward_hacking.md has what was measured. Written: report.html, report.md, results.json, and kept/ with every run
-that is done, so that the same command goes on after a kill.
+Expected, ten seeds: gold rises from -0.47 to -0.25 [-0.36, -0.14] and falls to -0.76 [-1.13, -0.39] while the proxy
+rises to 1.27; stopped by 64 of people's choices a look, 0.03 [-0.06, 0.12] of the peak is lost, by none 0.47 [0.20,
+0.74]. 51 CPU-minutes: 20 runs of RL and 6 rounds. docs/reward_hacking.md has what was measured. Written: report.html,
+report.md, results.json, and kept/ with every run that is done, so that the same command goes on after a kill.
 """
 
 from ml_collections import ConfigDict

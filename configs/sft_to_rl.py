@@ -9,8 +9,10 @@ At real size, a chat model's folder and a file of tasks (docs/sft_to_rl.md):
         --config.tasks=gsm8k_train.jsonl.xz --workdir=runs/gsm8k            # SmolLM2-135M-Instruct, one GPU
     python -m experiments.sft_to_rl --config=configs/sft_to_rl.py:gsm8k_8b ...  # 1.5B to 8B, a pod
 
-docs/sft_to_rl.md has what was measured. Written: report.html, report.md, results.json; models and curves are kept in
-the cache, where experiments.learn_or_sharpen and from_base find them. A run that was killed goes on where it was.
+Expected: held-out accuracy from 0.26 to 0.77, of which the same FLOPs of more SFT reach 0.33; about four minutes of one
+core a seed. docs/sft_to_rl.md has what was measured. Written: report.html, report.md, results.json; models and curves
+are kept in the cache, where experiments.learn_or_sharpen and from_base find them. A run that was killed goes on where
+it was.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +28,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Held-out problems come from "test", or "validation" for choosing settings; replies to each at temperature 1.
     config.part = "test"
     config.samples = 4
-    # Issue: accuracy from under `bar_start` to `bar`, ahead of more SFT by `bar_ahead`, with a share worked out.
+    # Bars: accuracy from under `bar_start` to `bar`, ahead of more SFT by `bar_ahead`, with a share worked out.
     config.bar_start, config.bar, config.bar_ahead, config.bar_worked = 0.5, 0.8, 0.1, 0.95
 
     # A published chat model's folder, and the file of tasks that it practises on; "" is the study.

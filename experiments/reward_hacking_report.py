@@ -127,8 +127,10 @@ def _fit(kind: str, curves: Sequence[Curve], key: str) -> overoptimization.LawFi
 
 def peak(fit: overoptimization.LawFit) -> str:
     """Where the fitted law is highest; "none" for a peak that no run could come near."""
-    return "none" if fit.peak[0] > 10 else spread(fit.peak, 2) if fit.peak[2] < 10 else (
-        f"{fit.peak[0]:.2f} [{fit.peak[1]:.2f}, none]")
+    value, low, high = fit.peak
+    if value > 10:
+        return "none"
+    return spread(fit.peak, 2) if high < 10 or math.isinf(low) else f"{value:.2f} [{low:.2f}, none]"
 
 
 def laws(curves: dict[str, list[Curve]]) -> Table:

@@ -29,12 +29,6 @@ if jax.__version_info__ < (0, 11) and "fusion_emitters" not in os.environ.get("X
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 
-def pytest_xdist_auto_num_workers(config):
-    """Three at least: tests wait for the processes that they start, and two workers leave two cores idle meanwhile."""
-    del config
-    return max(3, os.cpu_count() or 1)
-
-
 @pytest.fixture(scope="session")
 def real_data():
     """Returns `path(name)`: a file of the real test data, or skips the test where it is missing."""

@@ -92,5 +92,11 @@ def share(hits: int, of: int) -> str:
 
 
 def spread(values: tuple[float, float, float], digits: int = 3) -> str:
-    """A number with its interval, for a table."""
+    """A number with its interval, for a table; alone where it has none, as that of one seed.
+
+    >>> spread((0.5, 0.25, 0.75), 2), spread((0.5, -math.inf, math.inf), 2)
+    ('0.50 [0.25, 0.75]', '0.50')
+    """
+    if math.isinf(values[1]) and math.isinf(values[2]):
+        return f"{values[0]:.{digits}f}"
     return f"{values[0]:.{digits}f} [{values[1]:.{digits}f}, {values[2]:.{digits}f}]"

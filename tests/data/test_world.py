@@ -157,10 +157,10 @@ def _digest(seed):
 
 
 def test_same_seed_same_documents_in_another_process():
-    program = "from tests.data.test_world import _digest; print(_digest(11))"
+    program = "import sys; sys.path.insert(0, sys.argv[1]); from test_world import _digest; print(_digest(11))"
     digests = {
         subprocess.run(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", program, str(pathlib.Path(__file__).parent)],
             check=True,
             capture_output=True,
             text=True,

@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import os
+import pathlib
 import time
 
 import pytest
@@ -136,12 +137,14 @@ def test_finalists_are_the_best_of_each_side_in_its_best_environment(monkeypatch
 
 
 def test_a_process_of_its_own_answers_and_says_why_it_fails():
-    worker = Worker("tests.experiments.test_benchmark:slow", {"seconds": 0.001}, {"FACTOR": "3"})
+    here = f"{__name__}:slow"
+    found = {"PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    worker = Worker(here, {"seconds": 0.001}, {"FACTOR": "3", **found})
     assert worker.about["pid"] != os.getpid()
     assert worker.run(4) == pytest.approx(0.012)
     worker.close()
     with pytest.raises(ChildProcessError, match="no such rival"):
-        Worker("tests.experiments.test_benchmark:slow", {"seconds": 0.0, "fails": True})
+        Worker(here, {"seconds": 0.0, "fails": True}, found)
 
 
 def test_verdict_compares_medians_of_the_contest_and_not_single_tries():

@@ -35,9 +35,9 @@ from jaxllm.rl import stopping
 def small_config(tmp_path, **changes):
     config = config_file.get_config()
     config.update({"seeds": (0, 1, 2), "validation_seeds": (100, 101), "controls": 2, "validation_controls": 1,
-                   "proxy": (2, 8), "other_proxies": ((1, 6),), "other_seeds": 1, "round_seeds": 2, "adversarial": 5,
-                   "completions": 3, "members": 1, "held_out": 4, "look_steps": 2, "look_samples": 3, "pool": 16,
-                   "pool_things": 8, "pool_labels": 40, "labels": (24, 8), "label_draws": 1, "processes": 1,
+                   "proxy": (2, 8), "other_proxies": ((1, 6),), "other_seeds": 1, "rounds": 2, "round_seeds": 2,
+                   "adversarial": 5, "completions": 3, "members": 1, "held_out": 4, "look_steps": 2,
+                   "look_samples": 3, "pool": 16, "pool_things": 8, "pool_labels": 40, "labels": (24, 8), "label_draws": 1, "processes": 1,
                    "cache": str(tmp_path / "cache"), **changes})
     config.rl.steps = 16
     return config
@@ -136,7 +136,7 @@ def test_rounds_add_what_gamed_the_reward_model_or_as_many_ordinary_rankings(tmp
 def test_validation_and_test_share_neither_seeds_nor_things(tmp_path):
     config = config_file.get_config()
     made = experiment.runs_of(config)
-    assert len(set(made)) == len(made) == 10 + 5 + 3 + 2 + 3
+    assert len(set(made)) == len(made) == 10 + 4 + 2 + 1 + 3
     seeds = {split: {run.seed for run in made if run.split == split} for split in ("test", "validation")}
     assert not seeds["test"] & seeds["validation"] and seeds["test"] == set(config.seeds)
 

@@ -7,6 +7,7 @@ import random
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from configs import lab
 from configs import reward_model as config_file
@@ -21,7 +22,6 @@ from jaxllm.data.tokenizer import train_tokenizer
 from jaxllm.model.config import ModelConfig
 from jaxllm.rl.reward_model import load_reward, score_rows
 from jaxllm.train.checkpoint import save_model
-from tests.random_weights import random_weights
 
 WORDS = ("duck", "hen", "goose", "tea", "kettle", "train")
 

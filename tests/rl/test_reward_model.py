@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from jaxllm.data.preferences import Ranking
 from jaxllm.data.ranking_rows import RankingBatch, RankingRows, completion_rows, ranking_rows, row_width
@@ -18,7 +19,6 @@ from jaxllm.rl.reward_model import Reward, init_reward, ranking_objective, score
 from jaxllm.train.optimizer import make_optimizer
 from jaxllm.train.sharding import make_mesh, put_batch, state_shardings
 from jaxllm.train.step import init_state, make_train_step
-from tests.random_weights import random_weights
 
 CONFIG = preset("nano", heads=8, kv_heads=4)
 PLAIN = Execution(scan=False)
