@@ -37,8 +37,8 @@ def small_config(tmp_path, **changes):
     config.update({"seeds": (0, 1, 2), "validation_seeds": (100, 101), "controls": 2, "validation_controls": 1,
                    "proxy": (2, 8), "other_proxies": ((1, 6),), "other_seeds": 1, "rounds": 2, "round_seeds": 2,
                    "adversarial": 5, "completions": 3, "members": 1, "held_out": 4, "look_steps": 2,
-                   "look_samples": 3, "pool": 16, "pool_things": 8, "pool_labels": 40, "labels": (24, 8), "label_draws": 1, "processes": 1,
-                   "cache": str(tmp_path / "cache"), **changes})
+                   "look_samples": 3, "pool": 16, "pool_things": 8, "pool_labels": 40, "labels": (24, 8),
+                   "label_draws": 1, "processes": 1, "cache": str(tmp_path / "cache"), **changes})
     config.rl.steps = 16
     return config
 
