@@ -16,11 +16,11 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling is most of this suite's time on two cores, and its programs run for milliseconds: XLA leaves out its costly
-# optimisations, which change no result beyond rounding; and a second run finds its programs here. Processes that a test
-# starts do the same.
+# optimisations, which change no result beyond rounding; and what one worker, process or run has compiled, down to the
+# least, the others find here.
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
 for name, value in (("jax_disable_most_optimizations", True), ("jax_compilation_cache_dir", str(CACHE)),
-                    ("jax_persistent_cache_min_compile_time_secs", 0.1)):
+                    ("jax_persistent_cache_min_compile_time_secs", 0.0)):
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 if jax.__version_info__ < (0, 11) and "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
