@@ -31,13 +31,18 @@ def _shade(axes: Any, x: np.ndarray, means: np.ndarray, colour: str, label: str,
 
 
 def against_distance(curves: Mapping[str, Sequence[Any]]) -> str:
-    """Gold and proxy of best-of-n and RL with their bands, and each gold curve's own law, dotted."""
+    """Gold and proxy of best-of-n and RL with their bands, gold of single runs of RL, and its own law, dotted.
+
+    A band ends where the shortest run does; what becomes of the others is in their own lines.
+    """
     def draw(axes: Any) -> None:
         for kind, name, colour in (("rl", "RL", "#2a6fdb"), ("best_of_n", "best of n", "#d1603d")):
             some = curves[kind]
             for key, style in (("gold", "-"), ("proxy", "--")):
                 x, means = band([c.d for c in some], [getattr(c, key) for c in some])
                 _shade(axes, x, means, colour, f"{name}, {key}", style)
+            for i, c in enumerate(some if kind == "rl" else ()):
+                axes.plot(c.d, c.gold, color=colour, linewidth=0.7, alpha=0.45, label="" if i else "RL, gold, a seed")
             x = np.linspace(0, max(max(c.d) for c in some), 200)
             law = overoptimization.fit_law(kind, [(c.d, c.gold) for c in some], draws=1).law
             axes.plot(x, law.gain(x), ":", color=colour, linewidth=1.2, label=f"{name}, law of gold")
