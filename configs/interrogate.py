@@ -26,6 +26,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # told often, the better its own uncertainty tells whom it does not know.
     config.base.data.tokenizer.vocab_size = 2048
     config.base.steps, config.base.validation_steps, config.base.checkpoint_steps = 6000, 3000, 1500
+    # The world to ask about, "SEED:SIZE", where the base's sources are files of its documents; "" is the one they name.
+    config.world = ""
     # A chat model's folder instead, "{seed}" standing for the seed. It is not fine-tuned on questions first.
     config.model = arg or ""
     # Where paragraphs come from that questions are made of (docs/sources.md), and the field with the text; "" asks

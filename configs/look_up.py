@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     # Each seed is a world, a base model of it, and a fine-tuning.
     config.seeds = (0, 1, 2)
-    # The world's size; the base model is trained on "world:{seed}:SIZE".
+    # The world's size; the base model is trained on "world:{seed}:SIZE", or on files of its documents.
     config.size = arg or "lab"
     # The base model (configs/lab.py), trained once for each seed and kept in its data.cache.
     config.base = lab.get_config(config.size)

@@ -1,60 +1,121 @@
-"""The small road in one command: world, tokenizer, pretraining, fine-tuning, interrogation, search, taste, RL, play.
+"""The talk in one command: a small world from web pages to a reasoning assistant, and the verdict on each claim.
 
-    python -m experiments.speedrun                                        # everything, one seed
-    python -m experiments.speedrun --config.stages="('world','tokenizer','pretrain','sft')"
+    pip install -e '.[speedrun]' && python -m experiments.speedrun            # everything, one seed
+    python -m experiments.speedrun --config.stages="('crawl','curate','tokenizer','pretrain','recall')"
     python -m experiments.speedrun --config.seed=1 --workdir=runs/speedrun_1
 
-Every stage is the experiment of its own command with one seed, writes its own folder below the run folder and is made
-once: the same command goes on where it was stopped or killed. What the numbers of one seed are worth stands in the
-reports of the experiments themselves, which run several.
-Written: report.html, report.md, results.json, and a folder a stage.
+Every stage is the experiment of its own command with one seed, writes a folder of its own below the run folder and is
+made once: the same command goes on where it was stopped or killed, and a changed key makes anew what depends on it.
+What the numbers of one seed are worth stands in the reports of the experiments themselves, which run several.
+Written: report.html, report.md, results.json, logs/, and a folder a stage.
 """
+
+import os
 
 from ml_collections import ConfigDict
 
 from configs import (
+    convert,
+    curate_fast,
+    distill,
     interrogate,
     lab,
     look_up,
     policy_gradient,
+    quantize,
     reward_model,
     self_play,
     sft,
     sft_to_rl,
     train_tokenizer,
+    world_web,
 )
 
-STAGES = ("world", "tokenizer", "pretrain", "sft", "interrogate", "look_up", "reward_model", "policy_gradient",
-          "sft_to_rl", "self_play")
+STAGES = ("crawl", "curate", "tokenizer", "pretrain", "recall", "sft", "interrogate", "look_up", "sft_to_rl", "distill",
+          "self_play", "reward_model", "policy_gradient", "quantize", "export", "arena")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the config; `arg` is the world's size ("lab")."""
-    size = arg or "lab"
     config = ConfigDict()
     # Of the world, the weights and every draw.
     config.seed = 0
-    # What is run, in this order; a stage needs those before it (interrogate and look_up do without sft, and those
-    # from reward_model on, which begin with a small model of their own, without any).
-    config.stages = STAGES
     # Of the world whose documents are the web of this road (docs/world.md).
-    config.size = size
+    config.size = arg or "lab"
+    # What is run. A stage needs those that its settings name in braces.
+    config.stages = STAGES
+    # Stages that also wait for others: their models are found in the cache then, and not made twice.
+    config.after = ConfigDict({"interrogate": ("pretrain",), "look_up": ("pretrain",), "recall": ("pretrain",),
+                               "distill": ("sft_to_rl",), "policy_gradient": ("reward_model",), "export": ("pretrain",),
+                               "arena": ("pretrain", "sft")})
+    # Stages at once, each in a process of its own; 1 runs them here, one after the other, and shows what they print.
+    config.processes = 2
+    # Pictures of an experiment's report that the road's report shows.
+    config.pictures = 1
 
-    # The experiments' own configs, each explained in its own file. Seeds, sources, tokenizer and models are filled in.
+    # The experiments' own configs, each explained in its own file. In their strings "{curate}" is the folder of that
+    # stage, "{pretrain}" the base model's, and "{seed}" and "{size}" are the road's.
+    _base(config)
+    _assistant(config)
+    _practice(config)
+    return config
+
+
+def _base(config: ConfigDict) -> None:
+    """From the web to a base model."""
+    config.crawl = world_web.get_config()
+    config.crawl.pages = 0
+    config.curate = curate_fast.get_config()
+    config.curate.input.update({"world": "", "folder": "{crawl}", "pattern": "*.warc.gz"})
+    config.curate.recipe.url.extra_domains = "{crawl}/blocked_domains.txt"
+    # Without its language model (docs/curate.md) that stage is left out, and Gopher's stop words drop other languages.
+    config.curate.recipe.language.on = bool(os.environ.get("JAXLLM_LANGUAGE_MODEL"))
+    config.curate.tokens.make = False
+
+    config.pretrain = lab.get_config()
+    # A vocabulary in which most of the world's values are one token (docs/interrogate.md).
+    config.pretrain.data.tokenizer.vocab_size = 2048
     config.tokenizer = train_tokenizer.get_config()
+    config.tokenizer.source = "{curate}/latest/documents"
     config.tokenizer.references = ()
-    config.pretrain = lab.get_config(size)
     config.tokenizer.vocab_size = config.pretrain.data.tokenizer.vocab_size
     config.tokenizer.pattern = config.pretrain.data.tokenizer.pattern
-    config.sft = sft.get_config()
+    config.pretrain.data.sources = ("{curate}/latest/documents",)
+    config.pretrain.data.tokenizer.name = "{tokenizer}/tokenizer"
+    # All that the filters keep of this web, once.
+    config.pretrain.steps, config.pretrain.validation_steps, config.pretrain.checkpoint_steps = 5400, 1350, 1350
+    # Questions of each band, and tokens of an answer.
+    config.recall = ConfigDict({"questions": 150, "max_tokens": 8})
+
+
+def _assistant(config: ConfigDict) -> None:
+    """From the base model to an assistant that knows its limits, and what is written for others."""
+    config.sft = sft.get_config("{pretrain}")
+    config.sft.data.sources = ("world:{seed}:{size}",)
     config.interrogate = interrogate.get_config()
-    config.look_up = look_up.get_config(size)
+    config.look_up = look_up.get_config()
+    for name in ("interrogate", "look_up"):
+        config[name].base = config.pretrain
+    config.interrogate.world = "{seed}:{size}"
+    config.look_up.size = "{size}"
+
+    config.quantize = quantize.get_config("{sft}")
+    # Of a world with other people: what the assistant was not trained on.
+    config.quantize.text = "world:1000:tiny"
+    config.quantize.variants, config.quantize.speed_batches = ("int8", "int4"), ()
+    config.export = convert.get_config("{sft}")
+    # The assistant in these schemes fights as well; so many questions of each band, at this temperature.
+    config.arena = ConfigDict({"schemes": ("int8", "int4"), "questions": 60, "temperature": 1.0})
+
+
+def _practice(config: ConfigDict) -> None:
+    """What begins with small models of its own: practice, play and taste."""
+    config.sft_to_rl = sft_to_rl.get_config()
+    config.distill = distill.get_config()
+    config.self_play = self_play.get_config()
     config.reward_model = reward_model.get_config()
     config.policy_gradient = policy_gradient.get_config()
     config.policy_gradient.algorithms = ("grpo",)
-    config.sft_to_rl = sft_to_rl.get_config()
-    config.self_play = self_play.get_config()
-    return config
 
 
 def sweep() -> list[dict]:

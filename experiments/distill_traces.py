@@ -136,12 +136,13 @@ def _sampler(model: ModelConfig, settings: SamplerSettings) -> Sampler:
 
 
 def measure(config: ConfigDict, pair: Pair, made: Start, seed: int) -> dict[str, float]:
-    """What a model makes of the held-out problems: see `practice.Judged` for "accuracy" (right) and "worked"."""
+    """What a model makes of the held-out problems: see `practice.Judged` for "accuracy" (right) and "worked";
+    "problems" is how many there are."""
     names = list(pair.asked)
     drawn = draw(config, pair, made, names, samples=1, temperature=config.temperature, seed=seed, asked=pair.asked)
     said = texts(drawn, made.tokenizer, end_of_turn(made.tokenizer))
     judged = [practice.judge(pair.asked[name], text) for name, text in zip(names, said, strict=True)]
-    return {"accuracy": float(np.mean([one.right for one in judged])),
+    return {"accuracy": float(np.mean([one.right for one in judged])), "problems": len(judged),
             "worked": float(np.mean([one.worked for one in judged])),
             "length": float(np.mean([sum(row.mask) for row in drawn])),
             "ended": float(np.mean([row.finish == "stop" for row in drawn]))}

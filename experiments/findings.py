@@ -1,4 +1,4 @@
-"""What an experiment found: tables, pictures and numbers, and the three files that hold them."""
+"""What an experiment found: claims, tables, pictures and numbers, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from experiments import claims as claimed
 from experiments import report
+from experiments.claims import Claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +27,21 @@ class Table:
 
 @dataclasses.dataclass
 class Findings:
-    """What an experiment or a part of it found: tables, pictures (heading, SVG) and the numbers themselves."""
+    """What an experiment or a part of it found.
+
+    Attributes:
+      title: of its page.
+      tables: in the order of the page.
+      pictures: (heading, HTML with an SVG).
+      numbers: for results.json, as JSON can hold them.
+      claims: what the numbers say of the sentences that the experiment is about; the first on the page.
+    """
 
     title: str
     tables: list[Table] = dataclasses.field(default_factory=list)
     pictures: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    claims: list[Claim] = dataclasses.field(default_factory=list)
 
 
 def write(found: Findings, folder: pathlib.Path, config: ConfigDict, seconds: float) -> None:
@@ -39,17 +50,26 @@ def write(found: Findings, folder: pathlib.Path, config: ConfigDict, seconds: fl
 
 
 def save(found: Findings, folder: pathlib.Path, config: ConfigDict, seconds: float) -> str:
-    """Writes results.json, report.md and report.html into the folder; returns the text of report.md."""
+    """Writes results.json, report.md, report.html and pictures/ into the folder; returns the text of report.md."""
     note = f"{jax.devices()[0].device_kind} · {seconds:.0f} s in this call"  # what it found kept took none of them
-    report.write_text(folder / "results.json", json.dumps(found.numbers, indent=2) + "\n")
-    text = f"# {found.title}\n\n{note}\n\n" + "\n".join(map(markdown, found.tables))
+    drawn = [report.save_picture(folder, *picture) for picture in found.pictures]
+    numbers = {**found.numbers, "pictures": [name for name in drawn if name]}
+    if found.claims:
+        numbers["claims"] = [claim.as_json() for claim in found.claims]
+    report.write_text(folder / "results.json", json.dumps(numbers, indent=2) + "\n")
+    first = [Table("Claims", claimed.rows(found.claims), "Mean [95%]. The verdict is whether the interval of the lead "
+                   "lies above 0, below it, or holds it.")] if found.claims else []
+    text = f"# {found.title}\n\n{note}\n\n" + "\n".join(map(markdown, [*first, *found.tables]))
     report.write_text(folder / "report.md", text)
-    sections = [*found.pictures]
-    sections += [(table.title, html_table(table.rows) + f'<p class="dim">{html.escape(table.note)}</p>')
-                 for table in found.tables]
+    sections = [*((table.title, _section(table)) for table in first), *found.pictures]
+    sections += [(table.title, _section(table)) for table in found.tables]
     sections.append(("Settings", report.settings(config)))
     report.write_text(folder / "report.html", report.page(found.title, note, sections))
     return text
+
+
+def _section(table: Table) -> str:
+    return html_table(table.rows) + f'<p class="dim">{html.escape(table.note)}</p>'
 
 
 def markdown(table: Table) -> str:

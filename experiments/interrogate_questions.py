@@ -17,13 +17,15 @@ SIDES = ("train", "validation", "test")
 
 
 def world_of(config: ConfigDict, seed: int) -> World:
-    """The world that the base model is trained on."""
-    specs = [spec.format(seed=seed) for spec in config.base.data.sources]
+    """The world that the base model is trained on: `config.world`, or the one that its sources name."""
+    specs = [f"world:{config.world}"] if config.world else list(config.base.data.sources)
+    specs = [spec.format(seed=seed) for spec in specs]
     for spec in specs:
         if (match := re.fullmatch(r"world:(\d+)(?::(\w+))?", spec)) and (match[2] or "small") in SIZES:
             return make_world(int(match[1]), match[2] or "small")
-    raise ValueError(f"config.base.data.sources={specs} names no world to ask about: add world:{{seed}}:lab, or give "
-                     f"config.model and config.text")
+    raise ValueError(f"config.base.data.sources={specs} names no world to ask about: add world:{{seed}}:lab, set "
+                     f"config.world to one that its documents tell of ('{{seed}}:lab'), or give config.model and "
+                     f"config.text")
 
 
 def side_of(origin: str, config: ConfigDict, seed: int) -> str:

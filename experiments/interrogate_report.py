@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import report
+from experiments.claims import Claim, of_shares
 from experiments.findings import Findings, Table
 from experiments.interrogate_model import Interrogated
 from jaxllm.evals import factuality
@@ -84,7 +85,28 @@ def make(runs: Sequence[SeedRun], config: ConfigDict) -> Findings:
         [("Risk against coverage", risk_picture(runs)), ("Trade-off along the rounds", trade_picture(runs, config))],
         _plain({"seeds": [run.seed for run in runs], "systems": measured, "scores": selective,
                 "recipe": [run.recipe for run in runs], "rounds": [run.rounds for run in runs],
-                "random_rounds": [run.random_rounds for run in runs], "layers": [run.layers for run in runs]}))
+                "random_rounds": [run.random_rounds for run in runs], "layers": [run.layers for run in runs]}),
+        claims(runs))
+
+
+def claims(runs: Sequence[SeedRun]) -> list[Claim]:
+    """That a model makes things up, that it can be taught not to, and that this is more than refusing at random."""
+    def wrong(system: str, which: Callable[[SeedRun], np.ndarray]) -> list[tuple[int, int]]:
+        return [(int((run.verdicts[system][which(run)] == Verdict.WRONG).sum()), int(which(run).sum())) for run in runs]
+
+    def strangers(run: SeedRun) -> np.ndarray:
+        return run.strangers
+
+    def known(run: SeedRun) -> np.ndarray:
+        return run.test.known
+
+    return [of_shares("Asked about strangers, a chat model makes something up", "unknown, answered wrongly",
+                      wrong("before", strangers), "known, answered wrongly", wrong("before", known)),
+            of_shares("Taught to say that it does not know, it makes up less", "after refusals",
+                      wrong("refusals", strangers), "before", wrong("before", strangers), less=True),
+            of_shares("Refusals must fit what the model does not know", "refusals of the unknown",
+                      wrong("refusals", strangers), "as many refusals at random", wrong("random refusals", strangers),
+                      less=True)]
 
 
 def _plain(tree: Any) -> Any:

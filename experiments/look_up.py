@@ -59,9 +59,9 @@ def check(config: ConfigDict) -> None:
         raise ValueError("the search needs the extra `tools`: pip install -e '.[tools]'")
     if config.size not in SIZES:
         raise ValueError(f"config.size={config.size!r}: choose one of {', '.join(SIZES)}")
-    wanted = f"world:{{seed}}:{config.size}"
-    if not config.model and wanted not in config.base.data.sources:
-        raise ValueError(f"config.base.data.sources={config.base.data.sources} lacks {wanted!r}, whose people are "
+    wanted, sources = f"world:{{seed}}:{config.size}", config.base.data.sources
+    if not config.model and wanted not in sources and any(spec.startswith("world:") for spec in sources):
+        raise ValueError(f"config.base.data.sources={sources} lacks {wanted!r}, whose people are "
                          f"to be asked")
     if config.split not in SIDES[1:]:
         raise ValueError(f"config.split={config.split!r}: choose one of {', '.join(SIDES[1:])}")

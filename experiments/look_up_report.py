@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import report
+from experiments.claims import of_shares
 from experiments.findings import Findings, Table
 from experiments.look_up_measure import GROUPS
 from jaxllm.evals.intervals import share_interval, spread
@@ -37,7 +38,16 @@ def findings_of(seeds: Sequence[Records], config: ConfigDict) -> Findings:
                     "the answer is what the page that was found tells."),
               Table("With pages that tell what is true of somebody else", _wrong_table(seeds), "A model that reads "
                     "says what the page says; one that remembers does not.")]
-    return Findings("Looking up", tables, [("Right answers", _picture(seeds))], {"bar_reached": reached, **numbers})
+    def never(name: str) -> list[tuple[int, int]]:
+        rows = [[row["right"] for row in records[name] if row["group"] == "never"] for records in seeds]
+        return [(sum(row), len(row)) for row in rows]
+
+    claims = [of_shares("With a search a model answers about people it never read of", "search", never("search"),
+                        "the same model without it", never("closed book")),
+              of_shares("It reads what it finds", "search", never("search"), "search, others' pages",
+                        never("wrong pages"))]
+    return Findings("Looking up", tables, [("Right answers", _picture(seeds))], {"bar_reached": reached, **numbers},
+                    claims)
 
 
 def interval(seeds: Sequence[Records], name: str, group: str, share: Callable[[Questions], float | None]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.claims import Claim, of_values
 from experiments.findings import Findings, Table
 from experiments.report import picture
 from jaxllm.evals.intervals import share_interval, spread, t_interval
@@ -34,7 +35,21 @@ def findings(config: ConfigDict, runs: Runs) -> Findings:
                 ("Gold against KL", gold_against_kl(runs, arms))]
     tables = [Table("Judged on held-out things", rows, f"{note} {verdict(config, numbers['summary'])}"),
               best_of_n_table(runs, arms), costs(config, runs, arms), jokes(runs, arms)]
-    return Findings("Policy gradient on human taste", tables, pictures, numbers)
+    return Findings("Policy gradient on human taste", tables, pictures, numbers, claims(config, runs))
+
+
+def claims(config: ConfigDict, runs: Runs) -> list[Claim]:
+    """That RLHF pleases people more; over seeds, or with one seed over the things that jokes are about."""
+    def gold(arm: str) -> list[float]:
+        each = [np.mean(run["gold"], axis=-1) for run in runs[arm]]  # [things] a seed
+        return [float(np.mean(one)) for one in each] if len(each) > 1 else each[0].tolist()
+
+    first, of = config.algorithms[0], "seeds" if len(config.seeds) > 1 else "things"
+    return [of_values("Learning from a model of people's rankings makes jokes that people like more",
+                      f"{first}, by the judge nobody learned from", gold(first), "before", gold("start"), of=of,
+                      digits=2),
+            of_values("It is the rankings that teach", first, gold(first), "a reward model of shuffled rankings",
+                      gold(SHUFFLED), of=of, digits=2)]
 
 
 def summary(config: ConfigDict, runs: Runs, arm: str) -> dict[str, tuple[float, float, float]]:

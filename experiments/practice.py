@@ -196,8 +196,9 @@ def measure(made: Start, asked: Tasks, *, samples: int = 1, temperature: float =
 
     Returns:
       Shares of all replies: "accuracy" (right), "worked", "form", "flawless" (see `Judged`), "ended"; "length", mean
-      tokens of a reply; "kinds": the accuracy of each kind; and of each task by name (TOLD): "right" and "flawless_of",
-      how many of its replies are, "answers", what they commit themselves to, and "said", the first of them.
+      tokens of a reply; "kinds": the accuracy of each kind; "problems": how many; and of each task by name (TOLD):
+      "right" and "flawless_of", how many of its replies are, "answers", what they commit themselves to, and "said", the
+      first of them.
     """
     drawn = lab.ask(made.params, made.model, made.tokenizer, [task.prompt for task in asked.values()],
                     samples=samples, temperature=temperature, max_tokens=max_tokens, seed=seed,
@@ -214,6 +215,7 @@ def measure(made: Start, asked: Tasks, *, samples: int = 1, temperature: float =
             "ended": float(np.mean([one.ended for one in replies])),
             "length": float(np.mean([len(one.tokens) for one in replies])),
             "kinds": {kind: float(np.mean(right)) for kind, right in kinds.items()},
+            "problems": len(asked),
             "right": {name: sum(one.right for one in row) for name, row in judged.items()},
             "flawless_of": {name: sum(one.flawless for one in row) for name, row in judged.items()},
             "answers": {name: [one.answer for one in row] for name, row in judged.items()},

@@ -246,6 +246,8 @@ def write(folder: pathlib.Path, rows: list[dict[str, Any]], config: ConfigDict, 
     table = (f"<table class=\"wide\"><tr>{''.join(f'<th>{html.escape(name)}</th>' for name in header)}</tr>"
              f"{body}</table>")
     sections = [("Change of perplexity", report.picture(draw))] if rows[2:] else []
+    for section in sections:
+        report.save_picture(folder, *section)
     report.write_text(folder / "report.html", report.page(
         "Fewer bits", about, [*sections, ("Measured", table),
                               ("Settings", report.table(sorted(config.to_dict().items())))]))

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -87,7 +88,8 @@ def against_counts(series: Sequence[tuple[str, Mapping[int, Sequence[float]], st
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -145,6 +147,20 @@ def picture(draw: Callable[[Any], None], height: float = 3.6, grid: str = "both"
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     return f"<figure>{text[text.index('<svg'):]}</figure>"
+
+
+def save_picture(folder: pathlib.Path, heading: str, picture: str) -> str:
+    """Writes the SVG of a picture to pictures/ under its heading; returns its name, "" where there is none to write.
+
+    Raises:
+      OSError: as `write_text`.
+    """
+    drawn = re.search("<svg.*</svg>", picture, re.DOTALL)
+    if not drawn:
+        return ""
+    name = re.sub("[^a-z0-9]+", "_", heading.lower()).strip("_") + ".svg"
+    write_text(folder / "pictures" / name, drawn[0] + "\n")
+    return name
 
 
 def write_pretraining(folder: pathlib.Path, config: ConfigDict) -> None:

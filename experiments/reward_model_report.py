@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import report
+from experiments.claims import Claim, of_values
 from experiments.findings import Findings, Table
 from experiments.reward_model_measure import (
     HeldOut,
@@ -66,7 +67,24 @@ def findings_of(config: ConfigDict, runs: Sequence[Run], account: Mapping[str, i
         pictures.insert(0, ("Agreement by number of rankings", report.picture(_draw_curve(numbers["curve"]))))
     else:
         numbers["account"] = dict(account)
-    return Findings("Reward model", tables, pictures, numbers)
+    return Findings("Reward model", tables, pictures, numbers, claims(config, runs, main))
+
+
+def claims(config: ConfigDict, runs: Sequence[Run], judge: str) -> list[Claim]:
+    """That rankings can be learnt; over seeds, or with one seed over the rankings held out."""
+    def right(name: str) -> list[float]:
+        if len(runs) > 1:
+            return [float(hits(run.scores[name], run.data.pairs).mean()) for run in runs]
+        data = runs[0].data
+        sums, pairs = np.bincount(data.groups, hits(runs[0].scores[name], data.pairs)), np.bincount(data.groups)
+        return (sums[pairs > 0] / pairs[pairs > 0]).tolist()
+
+    against = {"shuffled labels": "A model learns the order that people would give",
+               "length": "It has learnt more than that longer is better",
+               "unigram": "It has learnt more than which words are liked"}
+    return [of_values(text, "right pairs, reward model", right(judge), _LABELS.get(name, name), right(name),
+                      of="seeds" if len(runs) > 1 else "rankings")
+            for name, text in against.items() if name in runs[0].scores]
 
 
 def _over_seeds(values: Sequence[Mapping[str, float]], key: str) -> list[float]:

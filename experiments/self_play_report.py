@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import report
+from experiments.claims import Claim, of_values
 from experiments.findings import Findings, Table
 from experiments.self_play_moves import best_of, better, by_chance
 from experiments.self_play_rating import BEST, CHANCE, EXPERT
@@ -35,7 +36,30 @@ def findings_of(config: ConfigDict, runs: Sequence[Run]) -> Findings:
     if board:
         pictures.append(("A move that the imitator would hardly have made", board))
         tables.append(example)
-    return Findings(f"Self-play: {game.name.replace('_', ' ')}", tables, pictures, {"runs": list(runs)})
+    return Findings(f"Self-play: {game.name.replace('_', ' ')}", tables, pictures, {"runs": list(runs)}, claims(runs))
+
+
+def claims(runs: Sequence[Run]) -> list[Claim]:
+    """That playing oneself goes beyond imitation, and that more imitation would not."""
+    against = {"imitation": "Self-play goes beyond the model that imitates",
+               "longer": "More imitation would not have done it", EXPERT: "Self-play goes beyond the teacher itself"}
+    return [_ahead(text, runs, name) for name, text in against.items()]
+
+
+def _ahead(text: str, runs: Sequence[Run], name: str) -> Claim:
+    """The league's lead in Elo at the first temperature: over seeds, or over the games of the one seed.
+
+    The interval of one seed adds the two players' as if their games were others, though they share some.
+    """
+    if len(runs) > 1:
+        return of_values(text, "league, Elo", [_of(run, 0, "elo", "league") for run in runs], _NAMES[name],
+                         [_of(run, 0, "elo", name) for run in runs], digits=0)
+    rated = runs[0]["ratings"][0]
+    league, other = (tuple(rated["elo"][rated["players"].index(one)]) for one in ("league", name))
+    low, high = (league[0] - other[0] + sign * np.hypot(*[(one[2] - one[1]) / 2 for one in (league, other)])
+                 for sign in (-1, 1))
+    return Claim(text, "league, Elo", _NAMES[name], league, other, (league[0] - other[0], float(low), float(high)),
+                 "the games of one seed", digits=0)
 
 
 def _of(run: Run, place: int, key: str, name: str) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import report
+from experiments.claims import Claim, of_shares
 from experiments.findings import Findings, Table
 from experiments.practice_runs import ROADS
 from jaxllm.evals.intervals import share_interval, spread, t_interval
@@ -24,7 +25,22 @@ def findings(config: ConfigDict, asked: Asked, curves: Curves, costs: Sequence[M
     gains = {arm: np.subtract(accuracy["rl"], values).tolist() for arm, values in accuracy.items() if arm != "rl"}
     numbers = {"accuracy": accuracy, "gain": gains, "costs": list(costs), "asked": asked, "curves": curves}
     return Findings("From SFT to RL", [answers(config, asked), against(config, asked, gains), spent(config, costs)],
-                    pictures(config, curves), numbers)
+                    pictures(config, curves), numbers, claims(asked))
+
+
+def claims(asked: Asked) -> list[Claim]:
+    """What practice is said to do, each with the arm that could refute it."""
+    def right(arm: str, of: str = "accuracy") -> list[tuple[int, int]]:
+        # Replies to one problem are alike: the problems are what is counted.
+        return [(round(run["sampled"][of] * run["sampled"]["problems"]), run["sampled"]["problems"])
+                for run in asked[arm]]
+
+    against = {"more_sft": "Practice with a reward teaches more than the same FLOPs of the same demonstrations",
+               "coin": "It is the reward that teaches, not the updates"}
+    found = [of_shares(text, ROADS["rl"].label, right("rl"), ROADS[arm].label, right(arm), of="problems")
+             for arm, text in against.items() if arm in asked]
+    return [*found, of_shares("Nobody asks for working, and it comes", "worked after RL", right("rl", "worked"),
+                              "worked before", right(START, "worked"), of="problems")]
 
 
 def label(arm: str) -> str:

@@ -163,17 +163,17 @@ def test_the_student_begins_as_its_own_config_says(monkeypatch, pair):
 
 def test_tables_say_what_the_seeds_say():
     def run(accuracy, updates=5):
-        look = {"accuracy": accuracy, "worked": 1.0, "length": 9.0, "ended": 1.0, "gflop": 3.0}
+        look = {"accuracy": accuracy, "problems": 100, "worked": 1.0, "length": 9.0, "ended": 1.0, "gflop": 3.0}
         return {"looks": [look], "updates": updates, "teacher_gflop": 1.0, "seconds": 1.0,
                 "traces": {"drawn": 4, "right": 3, "kept": 2, "solved": 1}}
 
     runs = {"teacher": [run(0.9, 0)] * 3, "start": [run(0.1, 0)] * 3, "traces": [run(x) for x in (0.8, 0.82, 0.81)],
             "answers": [run(x) for x in (0.2, 0.21, 0.22)], "rl": [run(x) for x in (0.9, 0.4, 0.8)]}
     found = distill_report.findings(small_config(seeds=(0, 1, 2)), runs)
-    rows = {tuple(row[:2]): row[-1] for row in found.tables[1].rows}
+    verdicts = {(claim.measure, claim.control): claim.verdict for claim in found.claims}
     names = distill_report.NAMES
-    assert rows[names["traces"], names["answers"]] == "yes" and rows[names["traces"], names["rl"]] == "cannot tell"
-    assert distill_report.verdict((-0.2, -0.3, -0.1)) == "no, the reverse"
+    assert verdicts[names["traces"], names["answers"]] == "holds"
+    assert verdicts[names["traces"], names["rl"]] == "not settled"
     np.testing.assert_allclose(found.numbers["gains"]["traces - answers"][0], 0.6)
 
 

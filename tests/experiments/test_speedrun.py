@@ -1,96 +1,194 @@
-"""The small road: stages in order, each made once and handed what the last one made; its report tells them all."""
+"""The road: stages that name each other are made once, in order, and side by side; its report says what numbers say."""
 
+import collections
+import dataclasses
+import gzip
+import itertools
 import json
+import math
 import pathlib
-import sys
-import types
 
+import jax
+import numpy as np
 import pytest
 
-import experiments
+from configs import lab as lab_config
 from configs import speedrun as configs
-from experiments import lab, speedrun
-
-TABLE = "# T\n\n## A\n\n| who | before | after |\n|---|---|---|\n| unknown | 0.98 | 0.1 |\n\nnote\n\n| other |\n"
+from experiments import lab, speedrun, speedrun_measure, speedrun_report, speedrun_stages
+from experiments.claims import of_shares
+from experiments.speedrun_report import CHAPTERS
+from experiments.speedrun_road import ORDER, Road
+from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from jaxllm.data.world import documents, make_world
+from jaxllm.model.config import preset
+from jaxllm.model.params import init
+from jaxllm.train.checkpoint import load_model, save_model
 
 
 @pytest.fixture
 def config():
     config = configs.get_config("tiny")
-    config.tokenizer.vocab_size = 400
+    config.processes = 1
     return config
 
 
 @pytest.fixture
-def road(monkeypatch, tmp_path):
-    """The experiments that train, replaced by ones that write what is read of them and keep their config."""
+def fakes(monkeypatch):
+    """All stages replaced by ones that keep their settings and write a claim, a picture and a line."""
     calls = []
 
-    def trains(name, stopped=()):
-        def main(config, workdir):
-            calls.append((name, config, pathlib.Path(workdir)))
-            folder = pathlib.Path(workdir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metrics.jsonl").write_text(json.dumps(
-                {"step": 1, "validation_loss": 1.5, "validation_bits_per_byte": 0.5}) + "\n")
-            (folder / "samples.jsonl").write_text(json.dumps({"step": 1, "prompt": "Who?", "text": "Ada."}) + "\n")
-            (folder / "report.md").write_text(TABLE)
-            return len(calls) not in stopped
-        return main
+    def stage(name):
+        def make(road):
+            calls.append((name, road.settings(name)))
+            claim = of_shares(f"{name} works", "with", [(9, 10)], "without", [(1, 10)])
+            picture = ("A picture", f"<figure><svg>{name}</svg></figure>")
+            return speedrun_stages.told(road, name, [claim], [("what", f"{name} said")], [picture], "report.html")
+        return make
 
-    monkeypatch.setattr(lab, "base_model", lambda config, seed: calls.append(("pretrain", config, seed)) or trains(
-        "base")(config, tmp_path / "base") and tmp_path / "base")
-    for module in (speedrun.sft, speedrun.interrogate, speedrun.look_up, speedrun.reward_model,
-                   speedrun.policy_gradient, speedrun.sft_to_rl):
-        monkeypatch.setattr(module, "main", trains(module.__name__.rpartition(".")[2]))
-    # In place of a module that needs an extra.
-    monkeypatch.setitem(sys.modules, "experiments.self_play", types.SimpleNamespace(main=trains("self_play")))
-    monkeypatch.setattr(experiments, "self_play", sys.modules["experiments.self_play"], raising=False)
-    monkeypatch.setattr(speedrun.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(speedrun, "STAGES", {name: stage(name) for name in ORDER})
+    monkeypatch.setattr(speedrun, "EXTRAS", {})
+    monkeypatch.setattr(speedrun_report, "_minutes", lambda told: "")  # a drawing after each of so many stages
+    monkeypatch.setattr(lab, "base_model", lambda settings, seed: pathlib.Path(
+        f"/models/base-{lab.key_of(settings.to_dict())}"))
     return calls
 
 
-def test_every_stage_gets_what_the_last_one_made_and_is_made_once(config, road, tmp_path, capsys):
-    speedrun.main(config, str(tmp_path / "run"))
-    tokenizer = str(tmp_path / "run" / "tokenizer" / "tokenizer")
-    by_name = {name: (settings, where) for name, settings, where in road}
-    assert by_name["pretrain"][0].data.tokenizer.name == tokenizer and by_name["pretrain"][1] == 0
-    assert by_name["sft"][0].model == str(tmp_path / "base")
-    assert by_name["sft"][0].data.sources == ("world:0:tiny",)
-    for name in ("interrogate", "look_up"):
-        assert by_name[name][0].base.data.tokenizer.name == tokenizer and by_name[name][0].seeds == (0,)
-        assert by_name[name][1] == tmp_path / "run" / name
-    for name in ("reward_model", "policy_gradient", "sft_to_rl", "self_play"):
-        assert by_name[name][0].seeds == (0,) and by_name[name][1] == tmp_path / "run" / name
-    said = capsys.readouterr().out
-    for text in ("documents: ", "validation loss, nats a token: 1.5000", "Who?: Ada.", "unknown: 0.98 · 0.1"):
-        assert text in said, text
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert all(f"<h2>{name}, " in page for name in configs.STAGES)
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(results) == list(configs.STAGES)
+def test_stages_get_the_folders_that_their_settings_name(config, fakes, tmp_path, capsys):
+    config.seed = 3
+    speedrun.main(config, str(tmp_path))
+    road, settings = Road(config, tmp_path), dict(fakes)
+    assert [name for name, _ in fakes] == list(configs.STAGES) == list(ORDER) == list(speedrun_stages.STAGES)
+    assert settings["curate"].input.folder == str(road.path("crawl"))
+    assert settings["tokenizer"].source == f"{road.path('curate')}/latest/documents"
+    assert settings["pretrain"].data.tokenizer.name == f"{road.path('tokenizer')}/tokenizer"
+    assert settings["pretrain"].seed == 3 and settings["sft"].model == str(road.output("pretrain"))
+    assert settings["sft"].data.sources == ("world:3:tiny",) and settings["quantize"].model == str(road.path("sft"))
+    for name in ("interrogate", "look_up"):  # the same base model, found in the cache
+        assert settings[name].base.to_dict() == {**settings["pretrain"].to_dict(), "seed": settings[name].base.seed}
+        assert settings[name].seeds == (3,)
+    assert settings["interrogate"].world == "3:tiny" and settings["look_up"].size == "tiny"
 
-    made = len(road)
-    speedrun.main(config, str(tmp_path / "run"))
-    assert len(road) == made and json.loads((tmp_path / "run" / "results.json").read_text()) == results
-    config.look_up.steps += 1  # and what depends on a key that changed is made again, alone
-    speedrun.main(config, str(tmp_path / "run"))
-    assert {name for name, *_ in road[made:]} <= {"look_up"} and len(road) > made
+    said, page = capsys.readouterr().out, (tmp_path / "report.html").read_text()
+    for name in ORDER:
+        assert f"holds: {name} works. with 0.900, without 0.100" in said and f"<svg>{name}</svg>" in page
+        assert f"href=\"{road.path(name).name}/report.html\"" in page
+    assert page.count("href=\"#c") == len(CHAPTERS) and set(ORDER) == set(
+        itertools.chain(*(chapter.stages for chapter in CHAPTERS)))
+    assert json.loads((tmp_path / "results.json").read_text()).keys() == set(ORDER)
 
 
-def test_a_stage_that_was_asked_to_stop_is_not_done(config, road, tmp_path, monkeypatch):
-    monkeypatch.setattr(speedrun.sft, "main", lambda settings, workdir: False)
-    with pytest.raises(SystemExit):
-        speedrun.main(config, str(tmp_path / "run"))
-    assert not list((tmp_path / "run" / "done").glob("sft-*")) and list((tmp_path / "run" / "done").glob("pretrain-*"))
+def test_a_stage_is_made_once_and_again_when_something_below_it_changed(config, fakes, tmp_path):
+    speedrun.main(config, str(tmp_path))
+    made = len(fakes)
+    speedrun.main(config, str(tmp_path))
+    assert len(fakes) == made
+    config.look_up.steps += 1
+    speedrun.main(config, str(tmp_path))
+    assert [name for name, _ in fakes[made:]] == ["look_up"]
+    config.crawl.pages = 50
+    speedrun.main(config, str(tmp_path))
+    again = {name for name, _ in fakes[made + 1:]}
+    assert again == set(ORDER) - {"sft_to_rl", "distill", "self_play", "reward_model", "policy_gradient"}
+
+
+def test_a_failed_stage_stops_what_needs_it_and_nothing_else(config, fakes, tmp_path, monkeypatch, capsys):
+    def fails(road):
+        raise ValueError("config.sft is wrong")
+
+    monkeypatch.setitem(speedrun.STAGES, "sft", fails)
+    with pytest.raises(RuntimeError, match="sft: ValueError: config.sft is wrong. Not run for want of it: quantize, "
+                                           "export, arena"):
+        speedrun.main(config, str(tmp_path))
+    assert {name for name, _ in fakes} == set(ORDER) - {"sft", "quantize", "export", "arena"}
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_stages_run_in_processes_of_their_own(config, tmp_path):
+    pytest.importorskip("warcio", reason="pip install -e '.[curate]'")
+    config.processes, config.stages, config.crawl.pages = 2, ("crawl",), 20
+    speedrun.main(config, str(tmp_path))
+    assert "20 pages" in (tmp_path / "logs" / "crawl.txt").read_text()
+    found = json.loads((tmp_path / "results.json").read_text())["crawl"]
+    assert found["lines"][0] == ["pages", "20"] and found["seconds"] > 0
+    assert "Minutes of each stage" in (tmp_path / "report.html").read_text()
 
 
 def test_bad_input(config, tmp_path):
-    for stages, message in ((("world", "moon"), "names moon; choose from world"),
-                            (("sft", "world"), "must stand in the order world")):
-        config.stages = stages
+    def refused(message, **changes):
+        with config.unlocked():
+            before = {key: config[key] for key in changes}
+            config.update(changes)
         with pytest.raises(ValueError, match=message):
             speedrun.main(config, str(tmp_path))
-    config.stages, config.size = configs.STAGES, "huge"
-    with pytest.raises(ValueError, match="config.size is 'huge'"):
+        config.update(before)
+
+    refused("names moon; choose from crawl", stages=("crawl", "moon"))
+    refused("each once", stages=("crawl", "crawl"))
+    refused("config.stages lacks crawl, which curate reads", stages=("curate",))
+    refused("config.size is 'huge'", size="huge")
+    refused("choose 1 or more", processes=0)
+
+
+def test_an_extra_that_is_missing_is_named(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(speedrun.importlib.util, "find_spec", lambda name: None if name == "pgx" else name)
+    with pytest.raises(ValueError, match=r"self_play cannot run: pip install -e '\.\[games\]'"):
         speedrun.main(config, str(tmp_path))
+
+
+def test_counts_of_three_tokens_are_a_distribution_and_learn():
+    training = np.array([0, 1, 2] * 20)
+    (known,) = speedrun_measure.trigram_logp(training, [[0, 1, 2, 0, 1]], vocab=5)
+    assert known / 4 == pytest.approx(math.log(0.7 + 0.2 + 0.09 / 3 + 0.01 / 5), abs=0.05)
+    # Behind any context, seen or not, all next tokens together have probability 1.
+    for context in ([0, 1], [2, 1], [4, 4], [1]):
+        rows = [[*context, token] for token in range(5)]
+        ways = np.exp(speedrun_measure.trigram_logp(training, rows, vocab=5))
+        before = np.exp(speedrun_measure.trigram_logp(training, [context], vocab=5)) if len(context) > 1 else 1.0
+        assert (ways / before).sum() == pytest.approx(1.0)
+
+
+def test_pages_kept_are_counted_by_their_kind(tmp_path):
+    (tmp_path / "truth.jsonl").write_text("".join(json.dumps({"url": url, "kind": kind}) + "\n" for url, kind in (
+        ("a", "article"), ("b", "article"), ("c", "spam"))))
+    (tmp_path / "documents").mkdir()
+    with gzip.open(tmp_path / "documents" / "0.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"text": "x", "metadata": {"url": "a"}}) + "\n")
+    kept, every = speedrun_measure.kept_pages(tmp_path, tmp_path)
+    assert kept == collections.Counter(article=1) and every == collections.Counter(article=2, spam=1)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model of random weights and its tokenizer, as a run folder."""
+    folder = tmp_path_factory.mktemp("small")
+    world = make_world(0, "tiny")
+    tokenizer = train_tokenizer((one.text for one in documents(world)), 400, "gpt4", SPECIAL_TOKENS)
+    model = preset("tiny", vocab_size=512, max_positions=160, **lab_config.shape(32, layers=1).to_dict())
+    save_model(folder / "model", init(model, jax.random.key(0)), model, tokenizer)
+    return folder
+
+
+def test_the_roads_own_measures_on_a_model_that_knows_nothing(config, small, tmp_path, monkeypatch):
+    """Recall, answers in the chat, and what is written for others and read back."""
+    pytest.importorskip("gguf", reason="pip install -e '.[convert]'")
+    road = Road(config, tmp_path)
+    config.recall.questions = 8
+    monkeypatch.setattr(Road, "output", lambda self, name: small)
+    by_band, samples = speedrun_measure.recalled(small, config, config.recall)
+    assert set(by_band) == {"often", "sometimes", "rare", "once", "never"} and len(samples) == 5
+    assert all(hits <= of <= 8 for hits, of in by_band.values())
+    chat = tmp_path / "chat"
+    params, model, tokenizer = load_model(small)
+    save_model(chat, params, model, dataclasses.replace(tokenizer, chat_template="im_sep"))
+    assert speedrun_measure.right_in_chat(road, chat, 8) == (0, 0, 8)
+
+    config.export.source = str(small)
+    files = speedrun_measure.exported(road, tmp_path / "export")
+    assert sorted(path.name for path in files.values()) == ["assistant.Q4_0.gguf", "assistant.Q8_0.gguf",
+                                                            "hugging_face"]
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(speedrun_measure, "held_out", lambda settings, seed: (rng.integers(0, 400, (4, 20)).tolist(),
+                                                                              None))
+    claim = speedrun_measure.drift(road, files["Q8_0"], files["Q4_0"])
+    assert 0 < claim.measured[0] < claim.controlled[0] and claim.over == "4 documents"
