@@ -77,12 +77,15 @@ def run_config(family: str | None = None) -> ConfigDict:
 def study_config(family: str | None = None) -> ConfigDict:
     """`run_config` with a surer start, for the experiments that report on what RL does to it.
 
-    After 17,000 documents one base in four had not learnt the table of single turns, and then nothing is to be
-    practised on (docs/sft_to_rl.md); after 27,000 the start is kept under one half by fewer worked demonstrations.
+    After 1,000 demonstrations one start in three copies the wrong operands into its working, which RL does not mend
+    (docs/sft_to_rl.md).
     """
     config = run_config(family)
     if family is None:
-        config.start.documents, config.start.worked = (10_000, 9000, 8000), 0.25
+        # Not 0 to 2, whose test problems were seen while these settings were still being changed.
+        config.seeds = (3, 4, 5)
+        config.start.documents, config.start.demonstrations = (20_000, 8000, 8000), 2000
+        config.rl.steps = 100
     return config
 
 

@@ -25,8 +25,11 @@ for name, value in (("jax_disable_most_optimizations", True), ("jax_compilation_
     os.environ[name.upper()] = str(value)
 if jax.__version_info__ < (0, 11) and "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
     # XLA takes longer over what its emitters of fused loops write in MLIR than over the rest of a compile; without them
-    # LLVM gets the loops at once. Only for versions that have the flag: XLA ends a process whose flag it does not know.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    # LLVM gets the loops at once. And it cuts a program into up to 32 modules to compile them side by side, each with a
+    # machine description of its own, which costs a fifth where every core has a worker already. Only for versions that
+    # have the flags: XLA ends a process whose flag it does not know.
+    os.environ["XLA_FLAGS"] = (f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false "
+                               "--xla_cpu_parallel_codegen_split_count=1")
 
 
 @pytest.fixture(scope="session")

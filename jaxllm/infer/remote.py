@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-# (prompt, temperature, most tokens) -> reply.
-Complete = Callable[[str, float, int], str]
+# (a user's message or a whole conversation, temperature, most tokens) -> reply.
+Complete = Callable[[str | Sequence[Mapping[str, Any]], float, int], str]
 _Read = TypeVar("_Read")
 
 
@@ -30,10 +30,11 @@ def connect(base_url: str, model: str, *, key: str = "none", seconds: float = 60
         raise ValueError("a model behind an API needs the openai client: pip install -e '.[interop]'") from error
     client = openai.OpenAI(base_url=base_url, api_key=key, timeout=seconds, max_retries=attempts - 1)
 
-    def complete(prompt: str, temperature: float, max_tokens: int) -> str:
+    def complete(prompt: str | Sequence[Mapping[str, Any]], temperature: float, max_tokens: int) -> str:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         try:
-            reply = client.chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}],
-                                                   temperature=temperature, max_tokens=max_tokens)
+            reply = client.chat.completions.create(model=model, messages=messages, temperature=temperature,
+                                                   max_tokens=max_tokens)
         except openai.OpenAIError as error:
             raise OSError(f"{base_url}, model {model}: {error}") from error
         return reply.choices[0].message.content or "" if reply.choices else ""

@@ -36,21 +36,19 @@ def router(served: Served) -> APIRouter:
 
     @routes.get("/")
     def chat_page(request: HTTPRequest) -> Response:
-        return _file("chat.html", request)
+        return send("chat.html", request)
 
     @routes.get("/tokens")
     def tokens_page(request: HTTPRequest) -> Response:
-        return _file("tokens.html", request)
+        return send("tokens.html", request)
 
     @routes.get("/prefer")
     def prefer_page(request: HTTPRequest) -> Response:
-        return _file("prefer.html", request)
+        return send("prefer.html", request)
 
     @routes.get("/pages/{name}")
     def file(name: str, request: HTTPRequest) -> Response:
-        if name not in _files():
-            raise ApiError(404, "there is no such file")
-        return _file(name, request)
+        return send(name, request)
 
     return routes
 
@@ -62,7 +60,10 @@ def _files() -> dict[str, tuple[bytes, str]]:
     return {name: (content, f'"{hashlib.sha256(content).hexdigest()[:32]}"') for name, content in contents.items()}
 
 
-def _file(name: str, request: HTTPRequest) -> Response:
+def send(name: str, request: HTTPRequest) -> Response:
+    """The answer to a request for one of the files; ApiError when there is no such file."""
+    if name not in _files():
+        raise ApiError(404, "there is no such file")
     content, tag = _files()[name]
     headers = {**HEADERS, "ETag": tag}
     if request.headers.get("if-none-match") == tag:

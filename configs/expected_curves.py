@@ -1,0 +1,40 @@
+"""How soon the expected curve of a small config shows a bug: twelve injected ones, and clean runs as control.
+
+    python -m experiments.expected_curves                              # with the band that is shipped
+    python -m experiments.expected_curves --config.make_band=True --config.bugs="()" --config.clean_seeds="()"
+
+The second makes the band anew; `--config=configs/expected_curves.py:pretrain_tiny` that of another config.
+MEASURED_LINE
+"""
+
+import importlib
+import pathlib
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config; `arg` names a config of experiments.pretrain, "pretrain_nano" by default."""
+    name = arg or "pretrain_nano"
+    config = ConfigDict()
+    # What is run, see configs/pretrain_tiny.py; its seed is set by the seeds below.
+    config.run = importlib.import_module(f"configs.{name}").get_config()
+    # Where its band is, and whether to make it anew, from these seeds.
+    config.band = str(pathlib.Path("configs") / "bands" / f"{name}.json")
+    config.make_band = False
+    config.band_seeds = (0, 1, 2, 3, 4)
+    # An alarm: some metric at some step is farther off than this many standard deviations.
+    config.sigmas = 5.0
+    # Seeds without a bug, none of them in the band: false alarms are counted on these.
+    config.clean_seeds = (100, 101, 102, 103, 104, 105, 106, 107, 108, 109)
+    # Of experiments/expected_curves_bugs.py; each is run with these seeds.
+    config.bugs = ("off_by_one_target", "lost_loss_mask", "no_causal_mask", "segments_lost", "positions_not_reset",
+                   "wrong_rotary_pairs", "no_attention_scale", "decay_on_norms", "hot_without_warmup",
+                   "dropped_microbatch", "stale_optimizer", "repeated_batches")
+    config.bug_seeds = (100,)
+    return config
+
+
+def sweep() -> list[dict]:
+    """The threshold: false alarms against bugs caught."""
+    return [{"sigmas": sigmas} for sigmas in (4.0, 5.0, 6.0, 8.0)]

@@ -1,0 +1,62 @@
+"""A scaling law of small models, fitted on the smaller ones and asked about the larger.
+
+    python -m experiments.scaling_law
+
+MEASURED_LINE
+
+A sweep of `experiments.scaling_law_run` over widths and seeds; every run gives the loss at all token budgets.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pretrain_tiny
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the config; `arg` names a source of text in place of the world, as data.sources has them."""
+    config = ConfigDict()
+    # Widths of the models, ascending, and the seeds of the weights and of the order of the text.
+    config.widths = (16, 24, 32, 48)
+    config.seeds = (0, 1, 2)
+    # So many of the largest widths, and of the largest budgets, are left out of the fit and predicted.
+    config.held_widths = 1
+    config.held_budgets = 1
+    # Of the Huber loss on log L; Chinchilla's is 1e-3.
+    config.huber = 1e-3
+    # Draws of the bootstrap over runs.
+    config.bootstrap = 200
+    # Runs at a time.
+    config.parallel = 1
+    config.run = run_config(arg or "world:0")
+    return config
+
+
+def run_config(source: str) -> ConfigDict:
+    """The config of experiments.scaling_law_run, the part that is swept."""
+    config = ConfigDict()
+    config.seed = 0
+    config.dim = 32
+    config.layers = 2
+    config.heads = 2
+    # Token budgets as updates of batch_size rows of row_length tokens, ascending. The longest should see no text twice.
+    config.budgets = (48, 96, 192, 384, 768)
+    config.batch_size = 8
+    config.row_length = 128
+    # AdamW. The rate rises over the first steps, then stays; each budget ends in a linear fall to zero over this share.
+    config.learning_rate = 8e-3
+    config.warmup_steps = 16
+    config.decay_share = 0.2
+    config.weight_decay = 0.1
+    # Batches of held-out rows on which all losses are taken.
+    config.validation_batches = 32
+    # Explained in configs/pretrain_tiny.py.
+    config.data = pretrain_tiny.get_config().data
+    config.data.sources = (source,)
+    config.data.tokenizer.vocab_size = 512
+    config.data.processes = 1
+    return config
+
+
+def sweep() -> list[dict]:
+    """Does the prediction get better with more widths in the fit, or with longer ones?"""
+    return [{"held_widths": widths, "held_budgets": budgets} for widths in (1, 2) for budgets in (1, 2)]

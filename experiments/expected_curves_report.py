@@ -1,0 +1,125 @@
+"""How soon a band shows a bug: the table of bugs, the threshold against false alarms, the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import expected_curves_band as bands
+from experiments import report
+from experiments.expected_curves_bugs import BUGS
+from experiments.findings import Findings, Table
+from jaxllm.evals.intervals import share
+
+CLEAN = "no bug"
+_THRESHOLDS = (3.0, 4.0, 5.0, 6.0, 8.0, 12.0)
+Records = list[dict[str, Any]]
+
+
+def findings_of(config: ConfigDict, band: Mapping[str, Any], runs: Mapping[str, Sequence[Records]]) -> Findings:
+    """Tables and pictures of clean and buggy runs against the band."""
+    found = {name: [bands.deviation(band, records) for records in of] for name, of in runs.items()}
+    numbers = {name: [{"first_alarm": one.first_alarm(config.sigmas), "farthest": min(abs(one.largest[0]), 1e9)}
+                      for one in of] for name, of in found.items()}
+    return Findings("Expected curves", [_bugs(config, found, runs), _thresholds(found)],
+                    [("The band and the runs with bugs", _losses(band, runs)),
+                     ("The farthest that a run was off, up to each step", _farthest(config, found))], numbers)
+
+
+def _bugs(config: ConfigDict, found: Mapping[str, list[bands.Deviation]], runs: Mapping[str, Sequence[Records]]
+          ) -> Table:
+    """A row for every bug: when it was seen and by what; the clean runs last."""
+    rows = [["bug", "what it does", "caught", "first alarm, step", "by", "farthest, sigmas", "validation"]]
+    for name in [*(name for name in found if name != CLEAN), CLEAN]:
+        if not found.get(name):
+            continue
+        alarms = [one.first_alarm(config.sigmas) for one in found[name]]
+        caught = [alarm for alarm in alarms if alarm]
+        losses = [records[-1].get("validation_loss") for records in runs[name]]
+        finite = [loss for loss in losses if loss is not None]
+        rows.append([
+            name.replace("_", " "), (BUGS[name].__doc__ or "").strip() if name in BUGS else
+            "control: seeds that the band has not seen; every alarm is false",
+            share(len(caught), len(alarms)) if name == CLEAN else f"{len(caught)} of {len(alarms)}",
+            ", ".join(str(alarm[0]) if alarm else "never" for alarm in alarms) if name != CLEAN else
+            ", ".join(str(alarm[0]) for alarm in caught) or "never",
+            ", ".join(dict.fromkeys(alarm[1].replace("_", " ") for alarm in caught)),
+            _range([one.largest[0] for one in found[name]]),
+            f"{np.mean(finite):.3f}" if finite else "not finite"])
+    return Table("How soon each bug is seen", rows, (
+        f"An alarm: a metric farther than {config.sigmas:g} standard deviations off the band at a logged step; of "
+        f"{config.run.steps} steps, one in {config.run.log_steps} is logged. The bug is there in validation as well, "
+        f"as in code that both share."))
+
+
+def _range(values: Sequence[float]) -> str:
+    largest = sorted(abs(value) for value in values)
+    low, high = (f"{value:,.1f}" for value in (largest[0], largest[-1]))
+    return low if low == high else f"{low} to {high}"
+
+
+def _thresholds(found: Mapping[str, list[bands.Deviation]]) -> Table:
+    rows = [["threshold, sigmas", "false alarms", "runs with a bug caught", "bugs caught at every seed"]]
+    bugs = {name: of for name, of in found.items() if name != CLEAN and of}
+    for sigmas in _THRESHOLDS:
+        caught = {name: [one.first_alarm(sigmas) is not None for one in of] for name, of in bugs.items()}
+        runs = [hit for hits in caught.values() for hit in hits]
+        clean = [one.first_alarm(sigmas) is not None for one in found.get(CLEAN, ())]
+        rows.append([f"{sigmas:g}", share(sum(clean), len(clean)), f"{sum(runs)} of {len(runs)}",
+                     f"{sum(map(all, caught.values()))} of {len(bugs)}"])
+    return Table("The threshold", rows, "Of runs, each judged at all its steps and metrics. 95%, Wilson.")
+
+
+def _losses(band: Mapping[str, Any], runs: Mapping[str, Sequence[Records]]) -> str:
+    """Training loss of the first run with each bug over the band of five sigmas."""
+    of = band["metrics"]["loss"]
+    steps, mean, sd = (np.array(of[key]) for key in ("steps", "mean", "sd"))
+
+    def draw(axes: Any) -> None:
+        names = [name for name, made in runs.items() if made and name != CLEAN]
+        for i, name in enumerate(names):
+            curve = bands.curves(runs[name][0])["loss"]
+            axes.plot(list(curve), list(curve.values()), linewidth=1.1, color=_colour(i), linestyle=_style(i),
+                      label=name.replace("_", " "))
+        room = bands.SIGMAS * sd
+        axes.fill_between(steps, mean - room, mean + room, color="0.2", alpha=0.2, linewidth=0)
+        axes.plot(steps, mean, color="0.1", linewidth=1.6, label=f"band, {bands.SIGMAS:g} sigmas")
+        axes.set(xlabel="step", ylabel="training loss, nats a token")
+        axes.legend(frameon=False, fontsize=7.5, ncols=2)
+
+    return report.picture(draw, 4.6)
+
+
+def _farthest(config: ConfigDict, found: Mapping[str, list[bands.Deviation]]) -> str:
+    """Largest deviation so far over all metrics: clean runs grey, the first run with each bug in its colour."""
+    def so_far(one: bands.Deviation) -> tuple[list[int], list[float]]:
+        at: dict[int, float] = {}
+        for steps, zs in one.by_metric.values():
+            for step, z in zip(steps, zs, strict=True):
+                at[step] = max(at.get(step, 0.0), min(abs(z), 1e4))
+        steps = sorted(at)
+        return steps, np.maximum.accumulate([at[step] for step in steps]).tolist()
+
+    def draw(axes: Any) -> None:
+        for one in found.get(CLEAN, ()):
+            axes.plot(*so_far(one), color="0.65", linewidth=0.8)
+        for i, (name, of) in enumerate((name, of) for name, of in found.items() if name != CLEAN and of):
+            axes.plot(*so_far(of[0]), color=_colour(i), linestyle=_style(i), linewidth=1.2,
+                      label=name.replace("_", " "))
+        axes.plot([], [], color="0.65", linewidth=0.8, label="no bug")
+        axes.axhline(config.sigmas, color="0.2", linewidth=1, linestyle=":")
+        axes.set(yscale="log", xlabel="step", ylabel="standard deviations")
+        axes.legend(frameon=False, fontsize=7.5, ncols=2)
+
+    return report.picture(draw, 4.6)
+
+
+def _colour(i: int) -> str:
+    return f"C{i % 10}"
+
+
+def _style(i: int) -> str:
+    return "-" if i < 10 else "--"

@@ -1,0 +1,145 @@
+"""What the scaling law and its controls foresaw: tables, pictures, numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import report
+from experiments.findings import Findings, Table
+from jaxllm.evals.intervals import spread, t_interval
+
+_METHODS = {"law": "the law of size and tokens", "compute": "control: a law of compute alone",
+            "nearest": "control: the nearest model in the fit"}
+_COLOURS = ("#2a6fdb", "#2e8b57", "#b8860b", "#7b5ea7", "#d1495b", "#3a8fb7", "#6b6b74")
+
+
+def findings_of(config: ConfigDict, data: dict[str, Any], found: dict[str, Any]) -> Findings:
+    """Tables of the law, of each prediction and of the methods; pictures of the losses and of the predictions."""
+    held_WB = np.zeros((len(config.widths), len(config.run.budgets)), bool)
+    held_WB[-config.held_widths:] = True
+    held_WB[:, -config.held_budgets:] = True
+    errors = {name: np.abs(errors_of(data, found, name))[:, held_WB].mean(1) for name in _METHODS}
+    numbers = {"data": data, "fits": found, "held_out_error": {
+        name: t_interval(list(error_S)) for name, error_S in errors.items()}}
+    return Findings("A scaling law of small models", [_methods(errors, held_WB, data, found), _law(found),
+                                                      _points(config, data, found, held_WB)],
+                    [("Loss against tokens", _losses(config, data, found, held_WB)),
+                     ("Held out: predicted against measured", _predictions(data, found, held_WB))], numbers)
+
+
+def errors_of(data: dict[str, Any], found: dict[str, Any], method: str) -> np.ndarray:
+    """Relative errors of the predictions from one seed's runs, against the same seed's losses: [S, W, B]."""
+    losses_SWB = np.array(data["losses"]).swapaxes(0, 1)
+    return np.array(found["by_seed"][method]) / losses_SWB - 1.0
+
+
+def _methods(errors: dict[str, np.ndarray], held_WB: np.ndarray, data: dict[str, Any], found: dict[str, Any]) -> Table:
+    rows = [["prediction", "held-out error, %", "more than the law's, points", "mean signed error, %",
+             "error where fitted, %"]]
+    for name, title in _METHODS.items():
+        signed = errors_of(data, found, name)
+        more = "" if name == "law" else spread(t_interval(list(100 * (errors[name] - errors["law"]))), 2)
+        rows.append([title, spread(t_interval(list(100 * errors[name])), 2), more,
+                     f"{100 * signed[:, held_WB].mean():+.2f}",
+                     "0" if name == "nearest" else f"{100 * np.abs(signed[:, ~held_WB]).mean():.2f}"])
+    noise = np.array(data["losses"]).std(1, ddof=1) if len(data["losses"][0]) > 1 else np.zeros(held_WB.shape)
+    scale = np.array(data["losses"]).mean(1)
+    return Table("Held-out prediction", rows, (
+        f"Mean absolute error of the loss over {held_WB.sum()} sizes that no fit saw, fitted and judged seed by seed; "
+        f"mean [95%, Student's t over {len(data['losses'][0])} seeds]. Noise: two seeds of one size differ by "
+        f"{100 * np.sqrt(2) * (noise / scale)[held_WB].mean():.2f}% (standard deviation of the difference). "
+        f"{verdict(errors)}"))
+
+
+def verdict(errors: dict[str, np.ndarray]) -> str:
+    """What the seeds allow to say."""
+    parts = []
+    for name in ("compute", "nearest"):
+        _, low, high = t_interval(list(errors[name] - errors["law"]))
+        what = _METHODS[name].removeprefix("control: ")
+        parts.append(f"better than {what}" if low > 0 else f"worse than {what}" if high < 0
+                     else f"not shown to differ from {what}")
+    return f"The law is {parts[0]} and {parts[1]}."
+
+
+def _law(found: dict[str, Any]) -> Table:
+    """E, A, B and the exponents, with the share of compute that should go into parameters: beta / (alpha + beta)."""
+    def values(law: dict[str, Any]) -> list[float]:
+        alpha, beta = law["exponents"]
+        return [law["floor"], law["log_scales"][0], alpha, law["log_scales"][1], beta, beta / max(alpha + beta, 1e-9)]
+
+    drawn = np.array([values(law) for law in found["bootstrap"]])
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    names = ("E, nats", "log A", "alpha", "log B", "beta", "best N grows as C to the power")
+    floor, log_scale, exponent = (found["compute"][key] for key in ("floor", "log_scales", "exponents"))
+    rows = [["", "fit", "95%, bootstrap over runs"]]
+    rows += [[name, f"{value:.3f}", f"{a:.3f} to {b:.3f}"]
+             for name, value, a, b in zip(names, values(found["law"]), low, high, strict=True)]
+    return Table("L = E + A / N^alpha + B / D^beta", rows, (
+        f"N: all parameters, D: tokens. The control has E = {floor:.3f}, log A = {log_scale[0]:.3f}, exponent "
+        f"{exponent[0]:.3f} over FLOPs. A draw takes whole runs anew within each width; it knows nothing of whether "
+        f"the law has the right form."))
+
+
+def _points(config: ConfigDict, data: dict[str, Any], found: dict[str, Any], held_WB: np.ndarray) -> Table:
+    drawn = np.array(found["predicted_bootstrap"])
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    rows, inside = [["width", "parameters", "tokens", "measured", "predicted [95%, bootstrap]", "error, %"]], 0
+    for w, b in zip(*np.nonzero(held_WB), strict=True):
+        measured, predicted = t_interval([run[b] for run in data["losses"][w]]), found["predicted"][w][b]
+        inside += bool(low[w, b] <= measured[0] <= high[w, b])
+        rows.append([str(config.widths[w]), f"{data['params'][w]:,}", f"{data['tokens'][b]:,}", spread(measured),
+                     spread((predicted, low[w, b], high[w, b])), f"{100 * (predicted / measured[0] - 1):+.2f}"])
+    return Table("Each size held out", rows, (
+        f"Measured: mean over seeds [95%, Student's t]. {inside} of the {held_WB.sum()} measured means lie in the "
+        f"interval of their prediction."))
+
+
+def _losses(config: ConfigDict, data: dict[str, Any], found: dict[str, Any], held_WB: np.ndarray) -> str:
+    """A curve of the law for every width, dashed where it was not fitted; measured means full or, held out, hollow."""
+    law, tokens_B = found["law"], np.array(data["tokens"], float)
+
+    def draw(axes: Any) -> None:
+        at = np.geomspace(tokens_B[0], tokens_B[-1], 60)
+        for w, colour in zip(range(len(config.widths)), _COLOURS, strict=False):
+            curve = law["floor"] + sum(np.exp(scale - exponent * np.log(size)) for scale, exponent, size in zip(
+                law["log_scales"], law["exponents"], (np.full_like(at, data["params"][w]), at), strict=True))
+            unseen = held_WB[w].all()
+            edge = tokens_B[~held_WB[w]].max() if not unseen else tokens_B[0]
+            axes.plot(at[at <= edge], curve[at <= edge], color=colour, linewidth=1.4)
+            axes.plot(at[at >= edge], curve[at >= edge], "--", color=colour, linewidth=1.4)
+            mean_B = np.mean(data["losses"][w], 0)
+            label = f"{data['params'][w]:,} parameters"
+            _dots(axes, tokens_B, mean_B, held_WB[w], colour, label)
+        axes.set(xscale="log", xlabel="tokens", ylabel="held-out loss, nats a token")
+        axes.set_xticks(tokens_B, [f"{tokens / 1000:.0f}k" for tokens in tokens_B])
+        axes.minorticks_off()
+        axes.legend(frameon=False, fontsize=8)
+
+    return report.picture(draw, 4.2) + ('<p class="dim">Curves: the law. Full points are what it was fitted on, hollow '
+                                        'ones and dashed curves what it had not seen.</p>')
+
+
+def _dots(axes: Any, x: np.ndarray, y: np.ndarray, hollow: np.ndarray, colour: str, label: str) -> None:
+    axes.plot(x[~hollow], y[~hollow], "o", color=colour, markersize=5)
+    axes.plot(x[hollow], y[hollow], "o", color=colour, markersize=5, markerfacecolor="white")
+    axes.plot([], [], "o-", color=colour, markersize=5, label=label)
+
+
+def _predictions(data: dict[str, Any], found: dict[str, Any], held_WB: np.ndarray) -> str:
+    """Predicted less measured, for every held-out size and seed and every method."""
+    losses_SWB = np.array(data["losses"]).swapaxes(0, 1)
+
+    def draw(axes: Any) -> None:
+        for (name, title), colour, marker in zip(_METHODS.items(), ("#2a6fdb", "#d1495b", "0.55"), "osx", strict=True):
+            off_SWB = np.array(found["by_seed"][name]) - losses_SWB
+            axes.plot(losses_SWB[:, held_WB].ravel(), off_SWB[:, held_WB].ravel(), marker, color=colour,
+                      markersize=4.5, alpha=0.75, label=title)
+        axes.axhline(0, color="0.4", linewidth=1)
+        axes.set(xlabel="measured loss, nats a token", ylabel="predicted less measured, nats")
+        axes.legend(frameon=False, fontsize=8)
+
+    return report.picture(draw)

@@ -1,0 +1,132 @@
+"""The command: two models side by side on a mesh, controls, differences, CORE's mean, contamination, refusals."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from random_weights import random_weights
+
+from configs import benchmark_evaluate as benchmark_config
+from configs import evaluate as config_file
+from experiments import benchmark_evaluate, evaluate, evaluate_report
+from experiments.evaluate_harness import Answers
+from jaxllm.data.tokenizer import train_tokenizer
+from jaxllm.evals.contamination import Overlap
+from jaxllm.evals.evaluation import Result
+from jaxllm.evals.tasks import Item, Task
+from jaxllm.model.config import ModelConfig
+from jaxllm.train.checkpoint import save_model
+
+CONFIG = ModelConfig(vocab_size=304, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_dim=32, max_positions=64)
+WORDS = "the cat sat on the mat and the dog sat on the cat again".split()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two models' folders, differing in the seed."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = train_tokenizer([" ".join(WORDS)] * 3, 275)
+    for name, seed in (("a", 0), ("b", 1)):
+        save_model(folder / name, random_weights(CONFIG, seed), CONFIG, tokenizer)
+    return str(folder / "a"), str(folder / "b")
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tasks") / "mine.jsonl"
+    path.write_text("".join(json.dumps({"context": " ".join(WORDS[i:i + 4]), "choices": [WORDS[i + 4], "xyz"],
+                                        "gold": 0}) + "\n" for i in range(9)))
+    return path
+
+
+def config_of(**changes):
+    config = config_file.get_config()
+    config.update({"limit": 6, "batch_tokens": 64, **changes})
+    return config
+
+
+def test_command(models, questions, tmp_path, monkeypatch, capsys):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(" ".join(WORDS))
+    config = config_of(models=models, tasks=(f"mine={questions}", f"texts={corpus}"), corpus=str(corpus),
+                       overlap_words=5)
+    evaluate.main(config, str(tmp_path / "run"))
+    text = (tmp_path / "run" / "report.md").read_text()
+    for heading in ("## Scores", "## Difference on the same items", "## All metrics", "## Contamination"):
+        assert heading in text
+    assert "a: swapped" in text and "0.500" in text  # chance of two candidates
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["models"] == ["a", "b"] and set(found["tasks"]) == {"mine", "texts"}
+    assert found["tasks"]["mine"]["a"]["items"] == 6 and found["tasks"]["mine"]["a"]["control"]
+    assert found["tasks"]["texts"]["a"]["metric"] == "bits_per_byte" and found["tasks"]["texts"]["a"]["control"] is None
+    assert (tmp_path / "run" / "report.html").read_text().count("<svg") == 1
+    capsys.readouterr()
+    monkeypatch.setattr(evaluate, "load_model", None)  # nothing is loaded for what is done
+    evaluate.main(config, str(tmp_path / "run"))
+    assert "mine: 0." not in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.md").read_text().split("\n", 4)[4] == text.split("\n", 4)[4]
+
+
+def results_of(values, chance, name):
+    return Result(name, "choice", "acc_token", chance, [str(i) for i in range(len(values))], {"acc_token": values},
+                  [1.0] * len(values), [None] * len(values), 1, 0.0)
+
+
+def test_core_is_the_mean_of_scores_centred_at_chance():
+    rng = np.random.default_rng(0)
+    first = results_of((rng.random(400) < 0.7).astype(float).tolist(), 0.25, "core/arc_easy")
+    second = results_of((rng.random(100) < 0.62).astype(float).tolist(), 0.62, "core/boolq")
+    means = [(np.mean(first.scores["acc_token"]) - 0.25) / 0.75, (np.mean(second.scores["acc_token"]) - 0.62) / 0.38]
+    table = evaluate_report.core(["m"], [[first, second]], ["core/squad"])
+    assert [row[1] for row in table.rows[1:3]] == [f"{value:.3f}" for value in means]
+    mean, low, high = map(float, re.findall(r"-?[\d.]+", table.rows[-1][1]))
+    assert mean == pytest.approx(np.mean(means), abs=1e-3) and "core/squad" in table.note
+    # The spread of the same mean over draws of items.
+    draws = [np.mean([(rng.choice(result.scores["acc_token"], len(result.keys)).mean() - result.chance)
+                      / (1 - result.chance) for result in (first, second)]) for _ in range(2000)]
+    assert high - low == pytest.approx(2 * 1.96 * np.std(draws), rel=0.1)
+
+
+def test_score_without_the_items_that_were_found():
+    result = results_of([1.0, 0.0, 1.0], 0.5, "t")
+    assert evaluate_report.without(result, Overlap("t", 3, 3, {"0": 1.0}, 1)).startswith("0.500")
+    assert evaluate_report.without(result, Overlap("t", 3, 3, {"0": 1.0, "1": 0.3, "2": 1.0}, 1)) == "none left"
+
+
+def test_perplexity_is_shown_and_nats_are_kept():
+    result = Result("t", "continuation", "perplexity", 0.0, ["0", "1"], {"perplexity": [1.0, 2.0]}, [1.0, 1.0],
+                    [None, None], 1, 0.0)
+    assert evaluate_report.cell(result).startswith(f"{math.exp(1.5):.3f}")
+
+
+@pytest.mark.parametrize(("changes", "error", "words"), [
+    ({"models": ("no/such",)}, FileNotFoundError, "is no folder"),
+    ({"models": ("lab", "lab")}, ValueError, "different"),
+    ({"tasks": ()}, ValueError, "at least one"), ({"dtype": "int8"}, ValueError, "choose one of"),
+    ({"limit": -1}, ValueError, "at least 0"), ({"batch_tokens": 0}, ValueError, "at least 1"),
+    ({"mesh": (3, 1, 1)}, ValueError, "devices"),
+    ({"tasks": ("world/facts", "world/facts")}, ValueError, "more than once"),
+    ({"tasks": ("core",), "data": "no/such"}, FileNotFoundError, "no task of CORE")])
+def test_bad_settings_stop_before_any_work(changes, error, words, tmp_path):
+    with pytest.raises(error, match=words):
+        evaluate.main(config_of(**changes), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_benchmark_tells_gaps_and_scores_that_differ():
+    task = Task("t", "choice", (Item(("a",), ("b", "c")), Item(("d",), ("e", "f"))))
+    ours = Result("t", "choice", "acc", 0.5, ["0", "1"], {"acc": [1.0, 0.0], "acc_norm": [1.0, 1.0]}, [1.0, 1.0],
+                  [None, None], 1, 0.0, logp=[-1.0, -2.0, -3.0, -4.0])
+    theirs = Answers([[(-1.0, True), (-2.5, False)], [(-3.0, False), (-4.0, False)]],
+                     {"acc": [1.0, 1.0], "acc_norm": [1.0, 1.0]})
+    found = benchmark_evaluate.compared(task, ours, theirs)
+    assert found["gap"] == 0.5 and found["scores"]["acc"] == {"ours": 1, "theirs": 2, "differ": 1}
+    config = benchmark_config.get_config()
+    seconds = {benchmark_evaluate.OURS: [(9.0, 9.0), (1.0, 2.0)], benchmark_evaluate.THEIRS: [(3.0, 6.0), (3.0, 8.0)]}
+    report = benchmark_evaluate.findings_of(config, {"t": 100}, seconds, [found])
+    assert report.tables[0].rows[1][1] == "100" and report.tables[0].rows[-1][1:3] == ["3.00", "4.00"]
+    config.limit = 0
+    with pytest.raises(ValueError, match="config.limit"):
+        benchmark_evaluate.check(config)
