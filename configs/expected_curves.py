@@ -1,9 +1,10 @@
 """How soon the expected curve of a small config shows a bug: twelve injected ones, and clean runs as control.
 
     python -m experiments.expected_curves                              # with the band that is shipped
+    python -m experiments.expected_curves --config=configs/expected_curves.py:policy_nano        # of policy gradient
     python -m experiments.expected_curves --config.make_band=True --config.bugs="()" --config.clean_seeds="()"
 
-The second makes the band anew; `--config=configs/expected_curves.py:pretrain_tiny` that of another config.
+The last makes the band anew; `--config=configs/expected_curves.py:pretrain_tiny` that of another config.
 MEASURED_LINE
 """
 
@@ -14,10 +15,11 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the config; `arg` names a config of experiments.pretrain, "pretrain_nano" by default."""
+    """Returns the config; `arg` is policy_nano or a config of experiments.pretrain, pretrain_nano by default."""
     name = arg or "pretrain_nano"
     config = ConfigDict()
-    # What is run, see configs/pretrain_tiny.py; its seed is set by the seeds below.
+    # What is run, and its config; the seed is set by the seeds below.
+    config.experiment = "expected_curves_policy" if name == "policy_nano" else "pretrain"
     config.run = importlib.import_module(f"configs.{name}").get_config()
     # Where its band is, and whether to make it anew, from these seeds.
     config.band = str(pathlib.Path("configs") / "bands" / f"{name}.json")
@@ -31,6 +33,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.bugs = ("off_by_one_target", "lost_loss_mask", "no_causal_mask", "segments_lost", "positions_not_reset",
                    "wrong_rotary_pairs", "no_attention_scale", "decay_on_norms", "hot_without_warmup",
                    "dropped_microbatch", "stale_optimizer", "repeated_batches")
+    if name == "policy_nano":
+        config.bugs = ("double_advantage_normalisation",)
     config.bug_seeds = (100,)
     return config
 

@@ -39,6 +39,8 @@ def start_config(family: str | None = None) -> ConfigDict:
     # Documents that the base reads, once each: kinds, and how many of each. Half of them show the working.
     config.document_kinds = ("1 step", "2 steps", "3 steps")
     config.documents = (6000, 6000, 5000)
+    # Line breaks between a problem and its solution in a document, at most.
+    config.lines = 1
     # Conversations that the fine-tuning shows, of `kinds`, how often, and the share of them that show the working.
     config.demonstrations = 1000
     config.epochs = 4

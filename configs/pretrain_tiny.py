@@ -14,6 +14,7 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
+from experiments.sweep_points import product, seeds, values
 from jaxllm.model.config import preset
 
 
@@ -142,5 +143,4 @@ def model_fields(name: str) -> ConfigDict:
 
 def sweep() -> list[dict]:
     """Learning rate by seed: is the default on the plateau?"""
-    return [{"optimizer.learning_rate": rate, "seed": seed}
-            for rate in (1e-3, 2e-3, 4e-3, 8e-3) for seed in (0, 1, 2)]
+    return product(values("optimizer.learning_rate", (1e-3, 2e-3, 4e-3, 8e-3)), seeds(3))

@@ -4,6 +4,12 @@
     python -m experiments.speedrun --config.stages="('crawl','curate','tokenizer','pretrain','recall')"
     python -m experiments.speedrun --config.seed=1 --workdir=runs/speedrun_1
 
+At real size, on one accelerator of 80 GB (not run): a crawl, conversations and tasks of yours (docs/speedrun.md):
+
+    python -m experiments.speedrun --config=configs/speedrun.py:gpu --config.curate.input.folder=crawl \\
+        --config.sft.data.sources="('oasst.jsonl','dolly.jsonl')" --config.sft_to_rl.tasks=gsm8k_train.jsonl \\
+        --config.evaluate.data=eval --config.quantize.text=wikitext2_valid.txt --workdir=runs/gpu
+
 Every stage is the experiment of its own command with one seed, writes a folder of its own below the run folder and is
 made once: the same command goes on where it was stopped or killed, and a changed key makes anew what depends on it.
 What the numbers of one seed are worth stands in the reports of the experiments themselves, which run several.
@@ -18,10 +24,12 @@ from configs import (
     convert,
     curate_fast,
     distill,
+    evaluate,
     interrogate,
     lab,
     look_up,
     policy_gradient,
+    pretrain_gpt2,
     quantize,
     reward_model,
     self_play,
@@ -31,17 +39,18 @@ from configs import (
     world_web,
 )
 
-STAGES = ("crawl", "curate", "tokenizer", "pretrain", "recall", "sft", "interrogate", "look_up", "sft_to_rl", "distill",
-          "self_play", "reward_model", "policy_gradient", "quantize", "export", "arena")
+STAGES = ("crawl", "curate", "tokenizer", "pretrain", "recall", "evaluate", "sft", "interrogate", "look_up",
+          "sft_to_rl", "distill", "self_play", "reward_model", "policy_gradient", "quantize", "export", "arena")
+REAL = ("curate", "tokenizer", "pretrain", "evaluate", "sft", "sft_to_rl", "quantize", "export")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the config; `arg` is the world's size ("lab")."""
+    """Returns the config; `arg` is the world's size ("lab"), or "gpu" for the road at real size."""
     config = ConfigDict()
     # Of the world, the weights and every draw.
     config.seed = 0
     # Of the world whose documents are the web of this road (docs/world.md).
-    config.size = arg or "lab"
+    config.size = arg if arg not in (None, "gpu") else "lab"
     # What is run. A stage needs those that its settings name in braces.
     config.stages = STAGES
     # Stages that also wait for others: their models are found in the cache then, and not made twice.
@@ -52,12 +61,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.processes = 2
     # Pictures of an experiment's report that the road's report shows.
     config.pictures = 1
+    # Keys that must be set before anything is run.
+    config.required = ()
 
     # The experiments' own configs, each explained in its own file. In their strings "{curate}" is the folder of that
     # stage, "{pretrain}" the base model's, and "{seed}" and "{size}" are the road's.
     _base(config)
     _assistant(config)
     _practice(config)
+    if arg == "gpu":
+        _real(config)
     return config
 
 
@@ -86,6 +99,7 @@ def _base(config: ConfigDict) -> None:
     config.pretrain.steps, config.pretrain.validation_steps, config.pretrain.checkpoint_steps = 5400, 1350, 1350
     # Questions of each band, and tokens of an answer.
     config.recall = ConfigDict({"questions": 150, "max_tokens": 8})
+    config.evaluate = evaluate.get_config("{pretrain}")
 
 
 def _assistant(config: ConfigDict) -> None:
@@ -116,6 +130,28 @@ def _practice(config: ConfigDict) -> None:
     config.reward_model = reward_model.get_config()
     config.policy_gradient = policy_gradient.get_config()
     config.policy_gradient.algorithms = ("grpo",)
+
+
+def _real(config: ConfigDict) -> None:
+    """GPT-2 124M on a crawl of the user's own, made an assistant by published conversations, then practice on GSM8K."""
+    config.stages, config.processes = REAL, 1  # one after the other: each takes the whole accelerator
+    config.required = ("curate.input.folder", "sft.data.sources", "sft_to_rl.tasks", "quantize.text")
+    config.curate.input.update({"folder": "", "pattern": ""})
+    config.curate.recipe.url.extra_domains, config.curate.recipe.language.on = "", True
+    config.tokenizer.vocab_size, config.tokenizer.max_characters = 50_257, 2_000_000_000
+    config.pretrain = pretrain_gpt2.get_config("124m")
+    config.pretrain.data.sources = ("{curate}/latest/documents",)
+    config.pretrain.data.tokenizer.name = "{tokenizer}/tokenizer"
+    config.evaluate.tasks = ("core", "hellaswag", "arc_easy", "mmlu", "lambada")
+    config.evaluate.limit, config.evaluate.dtype = 0, "bfloat16"
+    # Fine-tuning as docs/sft.md has it for published models.
+    config.sft.data.sources = ("",)
+    config.sft.batch_size, config.sft.row_length, config.sft.microbatches = 32, 1024, 4
+    config.sft.execution.dtype, config.sft.execution.scan, config.sft.loss_chunks = "bfloat16", True, 8
+    config.sft.optimizer.learning_rate = 2e-5
+    config.sft_to_rl = sft_to_rl.get_config("gsm8k")
+    config.sft_to_rl.model = "{sft}"
+    config.quantize.text, config.quantize.tokens, config.quantize.length = "", 262_144, 1024
 
 
 def sweep() -> list[dict]:

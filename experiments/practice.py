@@ -149,6 +149,8 @@ def check_start(settings: ConfigDict) -> None:
         if unknown or not settings[key] or len(set(settings[key])) < len(settings[key]):
             raise ValueError(f"start.{key}={settings[key]}: name some of {', '.join(kinds_of(settings.family))}, each "
                              f"once")
+    if settings.lines < 1:
+        raise ValueError(f"start.lines={settings.lines}: choose 1 or more")
     if len(settings.documents) != len(settings.document_kinds) or min(settings.documents) < 1:
         raise ValueError(f"start.documents={settings.documents}: give a number of 1 or more for each of the "
                          f"{len(settings.document_kinds)} kinds")

@@ -42,9 +42,13 @@ def reply(problem: Problem, worked: bool) -> str:
 
 
 def documents(settings: ConfigDict, seed: int) -> list[str]:
-    """What the base reads: training problems, each with the working or without it, one as likely as the other."""
-    rng = random.Random(f"{seed}/practice/documents")
-    return [f"{problem.question}\n{reply(problem, rng.random() < 0.5)}"
+    """What the base reads: training problems, each with the working or without it, one as likely as the other.
+
+    Between a problem and its solution stand 1 to `settings.lines` line breaks. With one alone a small base learns to
+    copy from a fixed distance, which a chat format changes: fine-tuned, it then copies the wrong number.
+    """
+    rng, breaks = random.Random(f"{seed}/practice/documents"), random.Random(f"{seed}/practice/lines")
+    return [f"{problem.question}{breaks.randint(1, settings.lines) * chr(10)}{reply(problem, rng.random() < 0.5)}"
             for kind, count in zip(settings.document_kinds, settings.documents, strict=True)
             for problem in draw(settings.family, kind, "train", count, seed)]
 

@@ -7,16 +7,18 @@ import json
 import pathlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import practice, report
-from experiments.improve import improve, make_plan
+from experiments import findings, practice, report
+from experiments.claims import of_shares
+from experiments.improve import Improved, improve, make_plan
 from jaxllm.data.chat import render
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.data.verifiable import Task, read_tasks, split_tasks
+from jaxllm.evals.intervals import share
 from jaxllm.infer.sampling import SamplingSettings
 from jaxllm.model.params import Params
 from jaxllm.rl.rewards import VERIFIERS
@@ -66,20 +68,29 @@ def improve_published(config: ConfigDict, folder: pathlib.Path) -> None:
                            title=f"{config.rl.algorithm} on {pathlib.Path(config.tasks).name}")
     save_model(folder / "model", improved.params, made.model, made.tokenizer)
     points = examiner.points()
-    numbers = {"rows": improved.rows, "accuracy": points, "stopped": improved.stopped}
-    report.write_text(folder / "results.json", json.dumps(numbers) + "\n")
-    steps = [point["step"] for point in points]
-    drawn = [row["step"] for row in improved.rows]
-    report.write_text(folder / "report.html", report.page("From SFT to RL", f"{config.model} on {config.tasks}", [
-        ("Held-out tasks", report.curves([("right, greedy", steps, [point["accuracy"] for point in points])],
-                                         x_label="step", y_label="right answers")),
-        ("Reward of the rollouts", report.curves([("reward", drawn, [row["reward"] for row in improved.rows])],
-                                                 x_label="step", y_label="reward")),
-        ("Length of a reply", report.curves([("length", drawn, [row["length"] for row in improved.rows])],
-                                            x_label="step", y_label="tokens")),
-        ("Settings", report.settings(config))]))
-    print(f"{len(improved.rows)} of {config.rl.steps} steps in {time.perf_counter() - begun:.0f} s; model in "
-          f"{folder / 'model'}, the run in {folder / 'run' / 'index.html'}", flush=True)
+    findings.write(findings_of(config, improved, points, len(asked)), folder, config, time.perf_counter() - begun)
+    print(f"{len(improved.rows)} of {config.rl.steps} steps; model in {folder / 'model'}, the run in "
+          f"{folder / 'run' / 'index.html'}", flush=True)
+
+
+def findings_of(config: ConfigDict, improved: Improved, points: Sequence[Mapping[str, float]], asked: int
+                ) -> findings.Findings:
+    """The looks at held-out tasks, and curves of the run."""
+    first, last = ((round(points[place]["accuracy"] * asked), asked) for place in (0, -1))
+    looks = findings.Table("Held-out tasks", [
+        ["step", "right, greedy", "ended", "tokens"],
+        *[[f"{point['step']}", share(round(point["accuracy"] * asked), asked), f"{point['ended']:.3f}",
+           f"{point['length']:.0f}"] for point in points]], f"{config.model} on {config.tasks}.")
+    steps, drawn = [point["step"] for point in points], [row["step"] for row in improved.rows]
+    shown = (("Held-out tasks", "right answers", steps, [point["accuracy"] for point in points]),
+             ("Reward of the rollouts", "reward", drawn, [row["reward"] for row in improved.rows]),
+             ("Length of a reply", "tokens", drawn, [row["length"] for row in improved.rows]))
+    return findings.Findings(
+        "From SFT to RL", [looks], [(heading, report.curves([(label, x, y)], x_label="step", y_label=label))
+                                    for heading, label, x, y in shown],
+        {"rows": improved.rows, "accuracy": points, "stopped": improved.stopped},
+        [of_shares("Practice with a reward solves tasks that were not practised", "after RL", [last], "before", [first],
+                   of="held-out tasks")])
 
 
 def tasks_of(config: ConfigDict, tokenizer: Tokenizer) -> tuple[dict[str, Task], dict[str, Task]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import importlib.util
 import multiprocessing
 import pathlib
@@ -60,6 +61,12 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"config.stages lacks {', '.join(lacking)}, which {name} reads")
     if config.size not in SIZES:
         raise ValueError(f"config.size is {config.size!r}; choose one of {', '.join(SIZES)}")
+    if asking := [name for name in ("recall", "arena") if name in config.stages and not road.of_world]:
+        raise ValueError(f"{', '.join(asking)} ask about the made-up world: run crawl too, or leave them out")
+    for key in config.required:
+        value = functools.reduce(lambda part, name: part[name], key.split("."), config)
+        if key.partition(".")[0] in config.stages and not (any(value) if isinstance(value, tuple) else value):
+            raise ValueError(f"config.{key} is empty: set it (configs/speedrun.py says to what)")
     if config.processes < 1:
         raise ValueError(f"config.processes={config.processes}: choose 1 or more")
     missing = {extra: [name for name in config.stages if name in stages and not importlib.util.find_spec(module)]

@@ -29,6 +29,7 @@ from jaxllm.train.checkpoint import load_model
 
 DOCUMENTS = 200  # held-out documents that bytes and bits are measured on
 TOKENS = 120  # of each, from its beginning
+COUNTED = 20_000_000  # tokens of the training text that are counted, at most
 
 
 def kept_pages(run: pathlib.Path, web: pathlib.Path) -> tuple[collections.Counter[str], collections.Counter[str]]:
@@ -86,7 +87,7 @@ def held_out(settings: ConfigDict, seed: int) -> tuple[list[list[int]], np.ndarr
     ends = shards.document_ends(0, shards.tokens)
     documents = [shards.read(int(a), int(b - a))[:TOKENS].tolist() for a, b in itertools.pairwise([0, *ends])]
     training = made.training.shards
-    return [ids for ids in documents if len(ids) > 1][:DOCUMENTS], training.read(0, training.tokens)
+    return [ids for ids in documents if len(ids) > 1][:DOCUMENTS], training.read(0, min(training.tokens, COUNTED))
 
 
 def bits_per_byte(run: pathlib.Path, settings: ConfigDict, seed: int) -> tuple[Claim, float]:

@@ -48,7 +48,7 @@ CHAPTERS = (
     Chapter("Predicting the next token", "Training turns the weights until the next token of the text is no surprise.",
             ("pretrain",)),
     Chapter("A dream of documents", "What comes out is a simulator of internet documents: it remembers what it read "
-            "often, and makes up the rest in the same tone.", ("recall",)),
+            "often, and makes up the rest in the same tone.", ("recall", "evaluate")),
     Chapter("An assistant", "Some conversations written by people, in a format of their own, make an assistant of it.",
             ("sft",)),
     Chapter("What it does not know", "It answers all the same, with confidence. Ask it what it knows, and teach it to "

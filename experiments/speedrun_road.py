@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from experiments import lab
 
-ORDER = ("crawl", "curate", "tokenizer", "pretrain", "recall", "sft", "interrogate", "look_up", "sft_to_rl", "distill",
-         "self_play", "reward_model", "policy_gradient", "quantize", "export", "arena")  # of the talk
+ORDER = ("crawl", "curate", "tokenizer", "pretrain", "recall", "evaluate", "sft", "interrogate", "look_up", "sft_to_rl",
+         "distill", "self_play", "reward_model", "policy_gradient", "quantize", "export", "arena")  # of the talk
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +46,11 @@ class Road:
             below = {other: self.key(other) for other in self.needs(name)}
             self._keys[name] = lab.key_of([self.config.seed, self.config.size, self._own(name), below])
         return self._keys[name]
+
+    @property
+    def of_world(self) -> bool:
+        """Whether the web is the made-up one, whose truth is known."""
+        return "crawl" in self.config.stages
 
     def path(self, name: str) -> pathlib.Path:
         """The folder of a stage."""

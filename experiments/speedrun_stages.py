@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import importlib
 import json
@@ -62,6 +61,8 @@ def curate(road: Road) -> Found:
     """FineWeb's recipe on that web."""
     folder = road.path("curate")
     curate_command.main(road.settings("curate"), str(folder))
+    if not road.of_world:
+        return told(road, "curate", page="latest/report.html")
     kept, every = kept_pages(folder / "latest", road.path("crawl"))
     of_pages = sum(kept.values()), sum(every.values())
     good, all_good = kept["article"] + kept["pii"], every["article"] + every["pii"]
@@ -110,15 +111,18 @@ def fine_tune(road: Road) -> Found:
     folder = road.path("sft")
     if not sft.main(road.settings("sft"), str(folder)):
         sys.exit(1)  # it was asked to stop, and has said that the same command goes on
-    after, before, of = right_in_chat(road, folder, road.config.recall.questions)
-    claim = of_shares("A few conversations make an assistant of a completer of documents", "right answers in the chat",
-                      [(after, of)], "the base, asked in the same form", [(before, of)])
+    claims = []
+    if road.of_world:
+        after, before, of = right_in_chat(road, folder, road.config.recall.questions)
+        claims = [of_shares("A few conversations make an assistant of a completer of documents",
+                            "right answers in the chat", [(after, of)], "the base, asked in the same form",
+                            [(before, of)])]
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     last = [(one["prompt"], one["text"]) for one in samples if one["step"] == samples[-1]["step"]]
     losses = [[record[key] for record in read_metrics(folder) if record.get("validation_loss") is not None]
               for key in ("step", "validation_loss")]
     picture = report.curves([("held-out replies", *losses)], x_label="update", y_label="nats a token")
-    return told(road, "sft", [claim], last, [("Held-out replies", picture)], "report.html")
+    return told(road, "sft", claims, last, [("Held-out replies", picture)], "report.html")
 
 
 def measured(name: str, road: Road) -> Found:
@@ -127,8 +131,8 @@ def measured(name: str, road: Road) -> Found:
     folder = road.path(name)
     experiment.main(road.settings(name), str(folder))
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    pictures = found["pictures"][:road.config.pictures]
-    return {"claims": found["claims"], "lines": [], "pictures": [f"{folder.name}/pictures/{one}" for one in pictures],
+    pictures = [f"{folder.name}/pictures/{one}" for one in found["pictures"][:road.config.pictures]]
+    return {"claims": found.get("claims", []), "lines": [], "pictures": pictures,
             "page": f"{folder.name}/report.html"}
 
 
@@ -176,8 +180,9 @@ def _bars(shares: Mapping[str, tuple[int, int]], x_label: str) -> str:
     return report.picture(draw, height=0.9 + 0.3 * len(names), grid="x")
 
 
-STAGES: Mapping[str, Callable[[Road], Found]] = collections.OrderedDict(
-    crawl=crawl, curate=curate, tokenizer=tokenizer, pretrain=pretrain, recall=recall, sft=fine_tune,
-    **{name: functools.partial(measured, name) for name in (
-        "interrogate", "look_up", "sft_to_rl", "distill", "self_play", "reward_model", "policy_gradient")},
-    quantize=quantize, export=export, arena=arena)
+_EXPERIMENTS = ("evaluate", "interrogate", "look_up", "sft_to_rl", "distill", "self_play", "reward_model",
+                "policy_gradient")
+STAGES: Mapping[str, Callable[[Road], Found]] = {
+    "crawl": crawl, "curate": curate, "tokenizer": tokenizer, "pretrain": pretrain, "recall": recall, "sft": fine_tune,
+    **{name: functools.partial(measured, name) for name in _EXPERIMENTS},
+    "quantize": quantize, "export": export, "arena": arena}

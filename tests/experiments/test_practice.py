@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import practice as configs
 from configs import sft_to_rl as run_configs
@@ -110,3 +111,12 @@ def test_what_cannot_be_is_refused(changes, sentence):
         practice_runs.check_runs(run_configs.run_config(), ("road",))
     with pytest.raises(ValueError, match="weigh some of right"):
         reward({}, {"luck": 1.0})
+
+
+def test_solutions_stand_so_many_lines_below_their_problems():
+    settings = configs.start_config()
+    near, far = (practice.documents(ConfigDict({**settings.to_dict(), "lines": lines, "documents": (20, 20, 20)}), 0)
+                 for lines in (1, 3))
+    assert not any("\n\n" in text for text in near)
+    assert {text.count("\n\n\n") + text.count("\n\n") for text in far} == {0, 1, 2}
+    assert [text.replace("\n\n\n", "\n").replace("\n\n", "\n") for text in far] == near  # and nothing else differs

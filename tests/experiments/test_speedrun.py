@@ -57,7 +57,8 @@ def test_stages_get_the_folders_that_their_settings_name(config, fakes, tmp_path
     config.seed = 3
     speedrun.main(config, str(tmp_path))
     road, settings = Road(config, tmp_path), dict(fakes)
-    assert [name for name, _ in fakes] == list(configs.STAGES) == list(ORDER) == list(speedrun_stages.STAGES)
+    assert [name for name, _ in fakes] == list(configs.STAGES) == list(ORDER)
+    assert set(speedrun_stages.STAGES) == set(ORDER)
     assert settings["curate"].input.folder == str(road.path("crawl"))
     assert settings["tokenizer"].source == f"{road.path('curate')}/latest/documents"
     assert settings["pretrain"].data.tokenizer.name == f"{road.path('tokenizer')}/tokenizer"
@@ -128,6 +129,29 @@ def test_bad_input(config, tmp_path):
     refused("config.stages lacks crawl, which curate reads", stages=("curate",))
     refused("config.size is 'huge'", size="huge")
     refused("choose 1 or more", processes=0)
+    real = configs.get_config("gpu")
+    real.stages = ("curate", "tokenizer", "pretrain", "recall")
+    with pytest.raises(ValueError, match="recall ask about the made-up world"):
+        speedrun.check(real)
+    real.stages = configs.REAL
+    with pytest.raises(ValueError, match="config.curate.input.folder is empty"):
+        speedrun.check(real)
+    real.curate.input.folder = "crawl"
+    with pytest.raises(ValueError, match="config.sft.data.sources is empty"):
+        speedrun.check(real)
+
+
+def test_the_road_at_real_size_is_whole(fakes, tmp_path):
+    """Each stage of it reads what the one before wrote, and no made-up web is needed."""
+    config = configs.get_config("gpu")
+    config.curate.input.folder, config.sft.data.sources = "crawl", ("talks.jsonl",)
+    config.sft_to_rl.tasks, config.quantize.text = "tasks.jsonl", "text.txt"
+    speedrun.main(config, str(tmp_path))
+    road, settings = Road(config, tmp_path), dict(fakes)
+    assert [name for name, _ in fakes] == list(configs.REAL) and not road.of_world
+    assert settings["pretrain"].data.sources == (f"{road.path('curate')}/latest/documents",)
+    assert settings["sft_to_rl"].model == settings["quantize"].model == settings["export"].source == str(road.path("sft"))
+    assert settings["evaluate"].models == (str(road.output("pretrain")),)
 
 
 def test_an_extra_that_is_missing_is_named(config, tmp_path, monkeypatch):
