@@ -18,9 +18,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import expected_curves_band as bands
-from experiments import findings, lab, launch, pretrain
+from experiments import findings, lab, launch
 from experiments.expected_curves_bugs import BUGS, none
 from experiments.expected_curves_report import CLEAN, findings_of
+from experiments.sweep_plan import module_of
 from jaxllm.train.metrics import read_metrics
 
 
@@ -48,14 +49,16 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 def check(config: ConfigDict) -> None:
     """Refuses what would fail only after the first runs."""
-    pretrain.check(config.run)
+    module = module_of(config.experiment)
+    if hasattr(module, "check"):
+        module.check(config.run)
     if unknown := set(config.bugs) - set(BUGS):
         raise ValueError(f"config.bugs: {', '.join(sorted(unknown))}: choose from {', '.join(BUGS)}")
     if shared := set(config.band_seeds) & {*config.clean_seeds, *config.bug_seeds}:
         raise ValueError(f"seeds {sorted(shared)} are of the band; judge others by it, or false alarms are not seen")
     if len(set(config.band_seeds)) < 3 or config.sigmas <= 0:
         raise ValueError("config.band_seeds needs three seeds or more, and config.sigmas must be above 0")
-    if "dropped_microbatch" in config.bugs and config.run.microbatches < 2:
+    if "dropped_microbatch" in config.bugs and config.run.get("microbatches", 1) < 2:
         raise ValueError("config.run.microbatches must be at least 2 for dropped_microbatch; or leave that bug out")
 
 
@@ -66,7 +69,7 @@ def _records(config: ConfigDict, folder: pathlib.Path, bug: str, seed: int) -> l
 
     def make(place: pathlib.Path) -> None:
         with BUGS.get(bug, none)():
-            if not pretrain.main(run, str(place)):
+            if not module_of(config.experiment).main(run, str(place)):
                 sys.exit(1)  # it was asked to stop, and has said that the same command goes on
 
     name = f"{bug.replace(' ', '_')}-{seed}"

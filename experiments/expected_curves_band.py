@@ -22,9 +22,10 @@ from experiments import report
 from jaxllm.train.metrics import read_metrics
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs" / "bands"
-# "loss_so_far" is the mean of the logged losses up to a step: in it a small lasting shift stays while the noise of
-# batches averages out. Gradient norms are compared by their logarithms.
-METRICS = ("loss", "loss_so_far", "grad_norm", "validation_loss")
+# Of these, what a run writes. "NAME_so_far" is the mean of what was logged up to a step: in it a small lasting shift
+# stays while the noise of batches averages out. Gradient norms are compared by their logarithms.
+_LOGGED = ("loss", "grad_norm", "validation_loss", "reward", "kl", "entropy")
+_SO_FAR = ("loss", "reward")
 _NEIGHBOURS = 2
 # Keys that change where a run stands and what it shows, and not its curve.
 _BESIDE = ("seed", "data.cache", "data.processes", "data.shard_tokens", "mesh", "sample_steps", "sample_prompts",
@@ -56,18 +57,19 @@ class Deviation:
 
 def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     """The metrics of a band out of a run's metrics.jsonl: metric -> step -> value; NaN where it was not finite."""
-    found: dict[str, dict[int, float]] = {name: {} for name in METRICS}
-    so_far: list[float] = []
+    found: dict[str, dict[int, float]] = {}
     for record in records:
-        step = record["step"]
-        for name in ("loss", "grad_norm", "validation_loss"):
+        for name in _LOGGED:
             if name in record:
                 value = math.nan if record[name] is None else record[name]
-                found[name][step] = math.log(max(value, 1e-12)) if name == "grad_norm" else value  # skewed otherwise
-        if "loss" in record:
-            so_far.append(found["loss"][step])
-            found["loss_so_far"][step] = float(np.mean(so_far))
-    return {name: curve for name, curve in found.items() if curve}
+                value = math.log(max(value, 1e-12)) if name == "grad_norm" else value  # its errors are relative
+                found.setdefault(name, {})[int(record["step"])] = value
+    for name in _SO_FAR:
+        if name in found:
+            steps = sorted(found[name])
+            means = np.cumsum([found[name][step] for step in steps]) / np.arange(1, len(steps) + 1)
+            found[f"{name}_so_far"] = dict(zip(steps, means.tolist(), strict=True))
+    return found
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:

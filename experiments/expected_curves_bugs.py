@@ -19,6 +19,7 @@ from experiments import training
 from jaxllm.data import loader
 from jaxllm.data.packing import Batch
 from jaxllm.model import layers, transformer
+from jaxllm.rl import policy_step
 from jaxllm.train import optimizer, sharding, step
 
 Bug = Callable[[], contextlib.AbstractContextManager]
@@ -111,6 +112,16 @@ def repeated_batches() -> contextlib.AbstractContextManager:
     return mock.patch.object(loader.Source, "batch_at", lambda self, step, **sizes: real(self, step % 10, **sizes))
 
 
+def double_advantage_normalisation() -> contextlib.AbstractContextManager:
+    """Advantages that were normalised within each group are normalised once more, over the batch."""
+    real = policy_step.group_advantages
+
+    def twice(rewards_QG: jax.Array, **how: Any) -> jax.Array:
+        once_QG = real(rewards_QG, **how)
+        return (once_QG - once_QG.mean()) / (once_QG.std() + 1e-4)
+    return mock.patch.object(policy_step, "group_advantages", twice)
+
+
 @contextlib.contextmanager
 def none() -> Iterator[None]:
     """No bug: the control."""
@@ -119,6 +130,7 @@ def none() -> Iterator[None]:
 
 BUGS: dict[str, Bug] = {bug.__name__: bug for bug in (
     off_by_one_target, lost_loss_mask, no_causal_mask, segments_lost, positions_not_reset, wrong_rotary_pairs,
-    no_attention_scale, decay_on_norms, hot_without_warmup, dropped_microbatch, stale_optimizer, repeated_batches)}
+    no_attention_scale, decay_on_norms, hot_without_warmup, dropped_microbatch, stale_optimizer, repeated_batches,
+    double_advantage_normalisation)}
 
 

@@ -24,22 +24,25 @@ def findings_of(config: ConfigDict, band: Mapping[str, Any], runs: Mapping[str, 
     found = {name: [bands.deviation(band, records) for records in of] for name, of in runs.items()}
     numbers = {name: [{"first_alarm": one.first_alarm(config.sigmas), "farthest": min(abs(one.largest[0]), 1e9)}
                       for one in of] for name, of in found.items()}
-    return Findings("Expected curves", [_bugs(config, found, runs), _thresholds(found)],
+    steps = band["metrics"]["loss"]["steps"]
+    return Findings("Expected curves", [_bugs(config, found, runs, steps), _thresholds(found)],
                     [("The band and the runs with bugs", _losses(band, runs)),
                      ("The farthest that a run was off, up to each step", _farthest(config, found))], numbers)
 
 
-def _bugs(config: ConfigDict, found: Mapping[str, list[bands.Deviation]], runs: Mapping[str, Sequence[Records]]
-          ) -> Table:
+def _bugs(config: ConfigDict, found: Mapping[str, list[bands.Deviation]], runs: Mapping[str, Sequence[Records]],
+          steps: Sequence[int]) -> Table:
     """A row for every bug: when it was seen and by what; the clean runs last."""
-    rows = [["bug", "what it does", "caught", "first alarm, step", "by", "farthest, sigmas", "validation"]]
+    shown = _shown(runs)
+    rows = [["bug", "what it does", "caught", "first alarm, step", "by", "farthest, sigmas",
+             f"{shown.replace('_', ' ')} at the end"]]
     for name in [*(name for name in found if name != CLEAN), CLEAN]:
         if not found.get(name):
             continue
         alarms = [one.first_alarm(config.sigmas) for one in found[name]]
         caught = [alarm for alarm in alarms if alarm]
-        losses = [records[-1].get("validation_loss") for records in runs[name]]
-        finite = [loss for loss in losses if loss is not None]
+        last = [records[-1].get(shown) for records in runs[name]]
+        finite = [value for value in last if value is not None]
         rows.append([
             name.replace("_", " "), (BUGS[name].__doc__ or "").strip() if name in BUGS else
             "control: seeds that the band has not seen; every alarm is false",
@@ -50,9 +53,9 @@ def _bugs(config: ConfigDict, found: Mapping[str, list[bands.Deviation]], runs: 
             _range([one.largest[0] for one in found[name]]),
             f"{np.mean(finite):.3f}" if finite else "not finite"])
     return Table("How soon each bug is seen", rows, (
-        f"An alarm: a metric farther than {config.sigmas:g} standard deviations off the band at a logged step; of "
-        f"{config.run.steps} steps, one in {config.run.log_steps} is logged. The bug is there in validation as well, "
-        f"as in code that both share."))
+        f"An alarm: a metric farther than {config.sigmas:g} standard deviations off the band at one of {len(steps)} "
+        f"logged steps, the last of which is {steps[-1]}. The bug is there in validation as well, as in code that both "
+        f"share."))
 
 
 def _range(values: Sequence[float]) -> str:
@@ -73,21 +76,28 @@ def _thresholds(found: Mapping[str, list[bands.Deviation]]) -> Table:
     return Table("The threshold", rows, "Of runs, each judged at all its steps and metrics. 95%, Wilson.")
 
 
+def _shown(runs: Mapping[str, Sequence[Records]]) -> str:
+    """What a run is for: the validation loss, or of reinforcement learning the reward."""
+    return "reward" if any("reward" in record for of in runs.values() for records in of for record in records) else (
+        "validation_loss")
+
+
 def _losses(band: Mapping[str, Any], runs: Mapping[str, Sequence[Records]]) -> str:
-    """Training loss of the first run with each bug over the band of five sigmas."""
-    of = band["metrics"]["loss"]
+    """Training loss, or reward, of the first run with each bug over the band of five sigmas."""
+    shown = "reward" if _shown(runs) == "reward" else "loss"
+    of = band["metrics"][shown]
     steps, mean, sd = (np.array(of[key]) for key in ("steps", "mean", "sd"))
 
     def draw(axes: Any) -> None:
         names = [name for name, made in runs.items() if made and name != CLEAN]
         for i, name in enumerate(names):
-            curve = bands.curves(runs[name][0])["loss"]
+            curve = bands.curves(runs[name][0])[shown]
             axes.plot(list(curve), list(curve.values()), linewidth=1.1, color=_colour(i), linestyle=_style(i),
                       label=name.replace("_", " "))
         room = bands.SIGMAS * sd
         axes.fill_between(steps, mean - room, mean + room, color="0.2", alpha=0.2, linewidth=0)
         axes.plot(steps, mean, color="0.1", linewidth=1.6, label=f"band, {bands.SIGMAS:g} sigmas")
-        axes.set(xlabel="step", ylabel="training loss, nats a token")
+        axes.set(xlabel="step", ylabel="reward" if shown == "reward" else "training loss, nats a token")
         axes.legend(frameon=False, fontsize=7.5, ncols=2)
 
     return report.picture(draw, 4.6)

@@ -17,14 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from experiments import findings, lab, launch, rank_players, rank_world
-from experiments.rank_judges import KINDS, judge_of, prompts_of
+from experiments import findings, launch, rank_players, rank_world
+from experiments.improve_plan import Start
+from experiments.rank_judges import KINDS, judge_of, prompts_of, version_of
 from experiments.rank_report import Rating, findings_of, rate
 from experiments.rank_voters import add_voters
 from jaxllm.data.world_taste import things
 from jaxllm.evals import arena
 from jaxllm.evals.arena_judges import by_score
-from jaxllm.evals.arena_play import Battle, Prompt, battles_of, draw_replies, play
+from jaxllm.evals.arena_play import Battle, Prompt, Speak, battles_of, draw_replies, play
 from jaxllm.evals.arena_votes import COVARIATES, Vote, read_votes
 from jaxllm.train.checkpoint import load_model
 
@@ -99,8 +100,7 @@ def _played(config: ConfigDict, folder: pathlib.Path, rating: Rating) -> finding
         return findings_of(rate(_ask_people(config, battles, folder), rating), title, "Judged blind by people.")
     judge = judge_of(config, prompts)
     together = config.api.together if config.judge.kind == "model" else 1
-    # Another judge's votes are in another file.
-    file = folder / f"votes-{lab.key_of([config.judge.to_dict(), config.world.to_dict()])}.jsonl"
+    file = folder / f"votes-{version_of(config)}.jsonl"
     board = rate(play(battles, judge, file, config.judge.kind, together=together), rating)
     unread = getattr(judge, "unread", 0)
     about = f"Judged by {config.judge.kind}{f', which gave no verdict on {unread}' if unread else ''}."
@@ -127,7 +127,7 @@ def _ask_people(config: ConfigDict, battles: Sequence[Battle], folder: pathlib.P
     return votes
 
 
-def rank_checkpoints(players: Mapping[str, str | os.PathLike | rank_world.taste.Start], prompts: Sequence[Prompt],
+def rank_checkpoints(players: Mapping[str, str | os.PathLike | Start], prompts: Sequence[Prompt],
                      score: Callable[[int, str], float], folder: pathlib.Path, *, samples: int = 1,
                      temperature: float = 1.0, max_tokens: int = 64, tie: float = 0.0, seed: int = 0,
                      rating: Rating = Rating(), title: str = "Arena", about: str = "") -> findings.Findings:
@@ -138,7 +138,7 @@ def rank_checkpoints(players: Mapping[str, str | os.PathLike | rank_world.taste.
       prompts: conversations that each end with a message to the model.
       score: of (which prompt, reply); more wins.
       folder: where replies.jsonl and votes.jsonl are kept; the same call goes on after a kill. A player that is not a
-        folder is known by its name alone: give another folder when it changes.
+        folder is known by its name alone, and the score by nothing: give another folder when one of these changes.
       samples, temperature, max_tokens: of the replies.
       tie: scores that differ by no more are a tie.
       seed: of the draws.
@@ -152,7 +152,7 @@ def rank_checkpoints(players: Mapping[str, str | os.PathLike | rank_world.taste.
     return findings_of(rate(votes, dataclasses.replace(rating, seed=seed)), title, about)
 
 
-def _speaker(player, settings: dict[str, float]):
+def _speaker(player: str | os.PathLike | Start, settings: dict[str, float]) -> tuple[str, Speak]:
     if isinstance(player, str | os.PathLike):
         return (rank_players.version_of(player, settings), rank_players.speaker(lambda: load_model(player), **settings))
     return str(settings), rank_players.speaker(lambda: (player.params, player.model, player.tokenizer), **settings)

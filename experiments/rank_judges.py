@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from experiments import rank_players, rank_world
+from experiments import lab, rank_players, rank_world
 from jaxllm.data.preferences import read_prompts
 from jaxllm.data.verifiable import read_tasks
 from jaxllm.evals.arena_judges import CRITERION, ModelJudge, by_score
@@ -40,6 +41,15 @@ def judge_of(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge:
     scores = {"gold": rank_world.gold_of, "verifier": lambda _: _verified(config.prompts),
               "reward": lambda prompts: _rewarded(settings.reward, prompts)}
     return by_score(scores[settings.kind](prompts), settings.tie, settings.bad)
+
+
+def version_of(config: ConfigDict) -> str:
+    """Stands for a judge as it is now: another one's votes are in another file."""
+    settings = {name: value for name, value in config.judge.items() if name not in ("host", "port", "overlap")}
+    seen = {"reward": lambda: rank_players.version_of(config.judge.reward, {}),
+            "verifier": lambda: hashlib.sha256(pathlib.Path(config.prompts).expanduser().read_bytes()).hexdigest(),
+            "gold": lambda: config.world.voter.to_dict()}
+    return lab.key_of([settings, seen[config.judge.kind]() if config.judge.kind in seen else None])
 
 
 def _verified(file: str) -> Callable[[int, str], float]:

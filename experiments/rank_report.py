@@ -136,13 +136,13 @@ def _range(ranks: Sequence[int]) -> str:
 def _leaderboard(board: Board, about: str) -> Table:
     plain, styled = board.plain, board.styled
     points_NN, votes_NN = arena.win_matrix(board.tallied)
-    head = ["rank", "player", "score", "ranks that the votes allow", "votes", "win rate"]
-    rows = [head + ["rank at equal style", "score at equal style"] * (styled is not None)]
+    head = ["rank", "player", "score", "ranks allowed", "votes", "win rate"]
+    rows = [head + ["at equal style"] * (styled is not None)]
     for i in board.order():
         row = [str(plain.ranks[i, 0]), board.tallied.players[i], spread((plain.scores[i], *plain.ends[i]), 0),
                _range(plain.ranks[i]), f"{votes_NN[i].sum():,}", f"{points_NN[i].sum() / votes_NN[i].sum():.3f}"]
         if styled is not None:
-            row += [str(styled.ranks[i, 0]), spread((styled.scores[i], *styled.ends[i]), 0)]
+            row.append(f"{styled.ranks[i, 0]}: {spread((styled.scores[i], *styled.ends[i]), 0)}")
         rows.append(row)
     pairs, apart = len(plain.scores) * (len(plain.scores) - 1) // 2, int(plain.better.sum())
     rating, groups = board.rating, plain.fitted.groups
@@ -150,8 +150,8 @@ def _leaderboard(board: Board, about: str) -> Table:
     zero = f"{rating.anchor} is 1000" if rating.anchor else "the mean is 1000"
     return Table("Leaderboard", rows, f"{about} {len(board.tallied.points):,} votes on {groups:,} prompts. "
                  f"Bradley-Terry in Elo points ({zero}; 400 are odds of ten to one); {ties}; prior {rating.prior:g}. "
-                 f"[95%, {rating.samples:,} draws of a bootstrap over prompts]. Ranks: all pairs jointly at 95%, which "
-                 f"tells {apart} of {pairs} pairs apart.".strip())
+                 f"[95%, {rating.samples:,} draws of a bootstrap over prompts]. The ranks that the votes allow: all "
+                 f"pairs jointly at 95%, which tells {apart} of {pairs} pairs apart.".strip())
 
 
 def _style(board: Board) -> Table:
@@ -178,6 +178,9 @@ def _doubts(board: Board) -> Table:
     if bias.asked:
         rows += [["same verdict in both orders", share(bias.same, bias.asked)],
                  ["of the others, for what is seen first", share(bias.first, bias.first + bias.second)]]
+    seen = [vote.points(*vote.shown) for vote in votes if len(vote.shown) == 2 and not vote.said]
+    if decided := [points for points in seen if points != 0.5]:
+        rows.append(["decided votes for the reply that was seen first", share(int(sum(decided)), len(decided))])
     worst = np.abs(_surplus(board)).max()
     rows.append(["largest gap of a pair's share to the model's", f"{worst:.3f}"])
     if board.rating.orders > 1:
@@ -245,7 +248,7 @@ def scores_picture(board: Board) -> str:
             axes.plot(column.scores[order], np.arange(len(order)) + up, marker, color=colour, markersize=5.5,
                       label=label)
         axes.axvline(1000, color="0.6", linewidth=0.8, zorder=0)
-        axes.set_yticks(range(len(order)), [board.tallied.players[i] for i in order])
+        axes.set_yticks(range(len(order)), [f"{board.tallied.players[i]}  {board.plain.ranks[i, 0]}" for i in order])
         axes.tick_params(axis="y", length=0)
         axes.set(xlabel="Elo points [95%]", ylim=(-0.6, len(order) - 0.4))
         axes.spines["left"].set_visible(False)
@@ -270,8 +273,9 @@ def matrix_picture(board: Board) -> str:
         for i, j in np.ndindex(share_NN.shape) if len(names) <= 16 else ():
             if np.isfinite(share_NN[i, j]):
                 axes.text(j, i, f"{share_NN[i, j]:.2f}", ha="center", va="center", fontsize=9, color="#1b1b1f")
-        axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) * len(names) < 80 else 25,
-                        ha="center" if max(map(len, names)) * len(names) < 80 else "right")
+        upright = max(map(len, names)) * len(names) < 80
+        axes.set_xticks(range(len(names)), names, rotation=0 if upright else 20, rotation_mode="anchor",
+                        ha="center" if upright else "right", va="top")
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(length=0)
         axes.xaxis.tick_bottom()

@@ -29,18 +29,18 @@ def add_voters(found: Findings, gold: Board, likes: Board, fair: Board) -> None:
 
 
 def _table(gold: Board, likes: Board, fair: Board) -> Table:
-    rows = [["player", "gold judge, rank", "fair voter", "likes length", "likes length, at equal style", "words"]]
+    rows = [["player", "words", "gold rank", "fair voter", "likes length", "at equal style"]]
     words = {name: [] for name in gold.tallied.players}
     for vote in gold.votes:
         for name, text in zip(vote.players, vote.ranking.completions, strict=True):
             words[name].append(len(text.split()))
     for i in fair.order():
         name = fair.tallied.players[i]
-        rows.append([name, str(gold.plain.ranks[gold.tallied.players.index(name), 0]), _score(fair, i),
-                     _score(likes, i), _score(likes, i, styled=True), f"{np.mean(words[name]):.1f}"])
+        rows.append([name, f"{np.mean(words[name]):.1f}", str(gold.plain.ranks[gold.tallied.players.index(name), 0]),
+                     _score(fair, i), _score(likes, i), _score(likes, i, styled=True)])
     return Table("A voter who likes length", rows, "Elo points [95%]. Both voters are simulated people whose taste is "
                  "the gold judge's with noise, on the same battles; one adds config.world.voter.length_bias for six "
-                 "words. Style control should bring its scores back to the fair voter's.")
+                 "words. At equal style its scores should be the fair voter's.")
 
 
 def _score(board: Board, i: int, styled: bool = False) -> str:

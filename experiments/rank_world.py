@@ -47,7 +47,8 @@ def players_of(config: ConfigDict) -> dict[str, tuple[str, Speak]]:
         FEW_BITS: lambda: (quantize(start().params, start().model, "int4"), start().model, start().tokenizer),
         TASTE: lambda: _improved(config, "taste", start(), lambda asked, said: _over(human.taste, asked, said)),
         LONG: lambda: _improved(config, "length", start(), lambda asked, said: _over(_length, asked, said))}
-    key = lab.key_of([world.to_dict(), config.replies.to_dict(), config.seed, taste.corpus_key(config.seed)])
+    made = [world[name].to_dict() for name in ("start", "little", "human", "rl")]
+    key = lab.key_of([made, config.replies.to_dict(), config.seed, taste.corpus_key(config.seed)])
     return {name: (key, speaker(load[name], config.replies.temperature, config.replies.max_tokens)) for name in PLAYERS}
 
 

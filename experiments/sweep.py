@@ -64,7 +64,10 @@ def asked_points() -> list[sweep_points.Overrides]:
     if listed or crossed:
         return [*listed, *crossed]
     path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    return runpy.run_path(path)["sweep"]()
+    sweep = runpy.run_path(path).get("sweep")
+    if sweep is None:
+        raise ValueError(f"{path} has no sweep(); give --over or --points")
+    return sweep()
 
 
 def job_parameters() -> dict[str, object]:
@@ -99,8 +102,11 @@ def run(points: Sequence[Point], pool: Pool, folder: pathlib.Path, config: Confi
     def update(page: bool) -> None:
         rows = sweep_table.rows_of(points, failed)
         sweep_table.write(rows, folder)
-        if page:
-            sweep_report.write(rows, folder, config, name, metrics)
+        try:
+            if page:
+                sweep_report.write(rows, folder, config, name, metrics)
+        except ValueError as error:  # a metric that no run has: known only now, and no reason to lose the runs
+            print(f"no page yet: {error}", flush=True)
 
     def ended(job: Job, left: int, seconds_left: float) -> None:
         nonlocal shown

@@ -8,6 +8,7 @@ of a metric. The mean over points is tested too: seed by seed, a seed's runs of 
 from __future__ import annotations
 
 import dataclasses
+import html
 import pathlib
 import warnings
 from collections.abc import Sequence
@@ -62,17 +63,18 @@ def write(first: pathlib.Path, second: pathlib.Path, folder: pathlib.Path, metri
     both = [name for name in chosen(a, metrics) if any(name in row for row in b)]
     if not both:
         raise ValueError(f"{first} and {second} have no metric in common; name one with --metrics")
-    found = []
+    title = f"{second.name} against {first.name}"
+    text, sections = f"# {title}\n", []
     for metric in both:
         points, mean, left_out = compare(a, b, metric)
-        found.append(findings.Table(f"{short(metric)}: {second} less {first}", _table([*points, *mean]),
-                                    _note(left_out)))
-    title = f"{second.name} against {first.name}"
+        table = findings.Table(f"{short(metric)}: {second.name} less {first.name}", _table([*points, *mean]),
+                               _note(left_out))
+        text += "\n" + findings.markdown(table)
+        sections.append((table.title, _picture([*points, *mean], short(metric)) + findings.html_table(table.rows)
+                         + f'<p class="dim">{html.escape(table.note)}</p>'))
     folder.mkdir(parents=True, exist_ok=True)
-    text = f"# {title}\n\n" + "\n".join(map(findings.markdown, found))
     report.write_text(folder / "report.md", text)
-    report.write_text(folder / "report.html", report.page(title, f"{first}, {second}", [
-        (table.title, findings.html_table(table.rows) + f'<p class="dim">{table.note}</p>') for table in found]))
+    report.write_text(folder / "report.html", report.page(title, f"{first}, {second}", sections))
     print(f"{text}\nwritten: {folder}/report.html, report.md", flush=True)
 
 
@@ -181,17 +183,34 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _table(points: Sequence[Difference]) -> list[list[str]]:
-    table = [["point", "test", "runs", "first", "second", "difference [95%, t]", "bootstrap 95%", "p", "p, permuted",
-              "p, Holm"]]
+    table = [["point", "difference [95%, t]", "p", "p, Holm", "p, permuted", "bootstrap 95%", "runs", "first",
+              "second"]]
     for point in points:
         a, b = point.counts
         mean, low, high = point.difference
         table.append([
-            point.label, point.test, f"{a} pairs" if point.test == "paired" else f"{a}, {b}",
-            *(f"{value:.4f}" for value in point.means), f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]",
+            point.label, f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]",
+            *("" if np.isnan(p) else f"{p:.3g}" for p in (point.p, point.holm, point.permuted)),
             "" if point.interval is None else "[{:+.4f}, {:+.4f}]".format(*point.interval),
-            *("" if np.isnan(p) else f"{p:.3g}" for p in (point.p, point.permuted, point.holm))])
+            f"{a} pairs" if point.test == "paired" else f"{a} and {b}, Welch",
+            *(f"{value:.4f}" for value in point.means)])
     return table
+
+
+def _picture(points: Sequence[Difference], metric: str) -> str:
+    """Differences with their intervals, the mean over points last."""
+    def draw(axes: Any) -> None:
+        for row, point in enumerate(points):
+            mean, low, high = point.difference
+            colour = "0.35" if np.isnan(point.holm) else "#2a6fdb" if point.holm < 0.05 else "#8aa4cf"
+            axes.plot([low, high], [row, row], color=colour, linewidth=1.6)
+            axes.plot(mean, row, "s" if np.isnan(point.holm) else "o", color=colour, markersize=5)
+        axes.axvline(0, color="0.4", linewidth=1)
+        axes.set_yticks(range(len(points)), [point.label for point in points], fontsize=8)
+        axes.invert_yaxis()
+        axes.set(xlabel=f"difference of {metric}; dark: p < 0.05 after Holm's correction")
+
+    return report.picture(draw, 1.2 + 0.28 * len(points), grid="x")
 
 
 def _note(left_out: Sequence[str]) -> str:

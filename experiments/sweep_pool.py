@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -84,7 +85,8 @@ class _Process:
                 [sys.executable, "-m", "experiments.sweep_run", str(point.folder.resolve())], stdout=log,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=_ROOT, env=environment, start_new_session=True)
         if cores:
-            os.sched_setaffinity(self._process.pid, cores)  # before Python is up; its threads inherit it
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                os.sched_setaffinity(self._process.pid, cores)  # before Python is up; its threads inherit it
 
     def running(self) -> bool:
         return self._process.poll() is None

@@ -42,14 +42,14 @@ def write(rows: Sequence[Row], folder: pathlib.Path, config: ConfigDict, title: 
     about = (f"{len(tables.by_point(rows))} points, {len(done)} of {len(rows)} runs done"
              + (f", {failed} failed" if failed else "") + "; bands and brackets: 95% over seeds, Student's t")
     sections = []
-    for key in tables.swept(rows) if shown else []:
-        for metric in shown:
+    for key in tables.swept(rows) or [None]:
+        for metric in shown if key else ():
             sections.append((f"{short(metric)} against {short(key)}", _against(done, key, metric)))
         for metric in (name for name in shown if name.startswith("metrics.")):
             lines = _on_the_way(done, key, metric)
             if lines:
-                sections.append((f"{short(metric)} on the way, by {short(key)}",
-                                 _picture(lines, "step", short(metric))))
+                by = f", by {short(key)}" if key else ""
+                sections.append((f"{short(metric)} on the way{by}", _picture(lines, "step", short(metric))))
     summary = _summary(rows, shown)
     sections += [("Points", findings.html_table(summary)), ("Runs", _runs(rows, shown, folder)),
                  ("What all points share", _shared(config, rows))]
@@ -102,17 +102,17 @@ def _seeds(groups: Sequence[Sequence[Row]], metric: str) -> np.ndarray:
     return found
 
 
-def _on_the_way(rows: Sequence[Row], key: str, metric: str) -> list[Line]:
-    """A metric against the step for every value of a key: the steps that all its runs have written."""
+def _on_the_way(rows: Sequence[Row], key: str | None, metric: str) -> list[Line]:
+    """A metric against the step for every value of a key, or for all runs: the steps that all of them have written."""
     lines = []
-    for value in dict.fromkeys(row[key] for row in rows):
-        group = [row for row in rows if row[key] == value]
+    for value in dict.fromkeys(row.get(key) for row in rows):
+        group = [row for row in rows if row.get(key) == value]
         runs = [{r["step"]: r[short(metric)] for r in read_metrics(row["path"]) if r.get(short(metric)) is not None}
                 for row in group]
         steps = sorted(set.intersection(*map(set, runs)))
         if len(steps) > 1:
             at = [[{**row, metric: run[step]} for row, run in zip(group, runs, strict=True)] for step in steps]
-            lines.append((f"{short(key)} {value}", steps, _seeds(at, metric)))
+            lines.append((f"{short(key)} {value}" if key else "", steps, _seeds(at, metric)))
     return lines if len(lines) <= _MOST_LINES else lines[:: math.ceil(len(lines) / _MOST_LINES)]
 
 
@@ -122,13 +122,17 @@ def _picture(lines: Sequence[Line], x_label: str, y_label: str, points: bool = F
         every = list(dict.fromkeys(value for _, x, _ in lines for value in x))
         numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in every)
         low, high = math.inf, -math.inf
-        for (label, x, y_XS), colour in zip(lines, _COLOURS, strict=False):
+        for i, ((label, x, y_XS), colour) in enumerate(zip(lines, _COLOURS, strict=False)):
             mean, lower, upper = np.array([t_interval(row[~np.isnan(row)]) if (~np.isnan(row)).any() else [np.nan] * 3
                                            for row in y_XS]).T
-            at = x if numeric else [every.index(value) for value in x]
-            axes.plot(at, mean, "o-" if points else "-", color=colour, linewidth=1.6, markersize=5, label=label)
-            if np.isfinite(lower).all():
+            beside = 0.06 * (i - (len(lines) - 1) / 2)  # kinds have no order: marks beside each other, and no line
+            at = np.array(x) if numeric else np.array([every.index(value) for value in x]) + beside
+            kind = "-" if not points else "o-" if numeric else "o"
+            axes.plot(at, mean, kind, color=colour, linewidth=1.6, markersize=5, label=label)
+            if np.isfinite(lower).all() and numeric:
                 axes.fill_between(at, lower, upper, color=colour, alpha=0.14, linewidth=0)
+            elif np.isfinite(lower).all():
+                axes.vlines(at, lower, upper, color=colour, linewidth=1.4)
             if points:
                 axes.plot(np.repeat(at, y_XS.shape[1]), y_XS.ravel(), ".", color=colour, alpha=0.45, markersize=4)
             low, high = np.nanmin([low, *y_XS.ravel()]), np.nanmax([high, *y_XS.ravel()])
@@ -136,6 +140,7 @@ def _picture(lines: Sequence[Line], x_label: str, y_label: str, points: bool = F
         axes.set(xlabel=x_label, ylabel=y_label, ylim=(low - room, high + room))
         if not numeric:
             axes.set_xticks(range(len(every)), [str(value) for value in every])
+            axes.set_xlim(-0.5, len(every) - 0.5)
         elif points and len(every) > 1 and min(every) > 0 and max(every) >= 4 * min(every):
             axes.set_xscale("log")
             axes.set_xticks(every, [f"{value:g}" for value in every])

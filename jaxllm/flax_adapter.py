@@ -23,8 +23,9 @@ class Transformer(nn.Module):
     >>> from jaxllm.model.config import preset
     >>> module = Transformer(preset("nano"))
     >>> tokens = jax.numpy.ones((1, 4), int)
-    >>> module.apply(module.init(jax.random.key(0), tokens), tokens).shape
-    (1, 4, 256)
+    >>> logits, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), tokens)
+    >>> logits.shape, variables["params"]["model"]["embedding"]["tokens"].shape
+    ((1, 4, 256), (256, 32))
     """
 
     config: ModelConfig

@@ -34,6 +34,7 @@ class Rows:
 
 
 def rows_of(votes: Votes) -> Rows:
+    """Votes as rows; a vote is turned so that the player of the smaller number is the first."""
     turned_V = np.asarray(votes.first) > votes.second
     sign_V = np.where(turned_V, -1.0, 1.0)
     table = np.column_stack([np.minimum(votes.first, votes.second), np.maximum(votes.first, votes.second),
@@ -79,7 +80,10 @@ def newton(rows: Rows, ties: str, prior: float, weights_SG: np.ndarray, paramete
     weights_SR = (rows.counts_GR.T @ weights_SG.T).T
     for _ in range(STEPS):
         slope_SP, curve_SPP = _system(rows, ties, prior, weights_SR, parameters_SP)
-        change_SP = np.linalg.solve(curve_SPP, slope_SP[..., None])[..., 0]
+        try:
+            change_SP = np.linalg.solve(curve_SPP, slope_SP[..., None])[..., 0]
+        except np.linalg.LinAlgError:
+            break
         change_SP /= np.maximum(np.abs(change_SP).max(1, keepdims=True), 1.0)
         parameters_SP = parameters_SP + change_SP
         if np.abs(change_SP).max() < TOLERANCE:
@@ -107,6 +111,7 @@ def _system(rows: Rows, ties: str, prior: float, weights_SR: np.ndarray, paramet
 
 
 def sandwich(rows: Rows, ties: str, prior: float, parameters_1P: np.ndarray) -> np.ndarray:
+    """The covariance of the maximum, [P, P]; see `jaxllm.evals.arena.Fit`. nan for one group."""
     groups = rows.counts_GR.shape[0]
     weights_1R = np.asarray(rows.counts_GR.sum(0)).reshape(1, -1)
     _, curve_1PP = _system(rows, ties, prior, weights_1R, parameters_1P)

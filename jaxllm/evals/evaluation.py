@@ -140,7 +140,8 @@ def _generations(model: LanguageModel, task: Task, seed: int, control: bool, gra
         raise ValueError(f"task {task.name}: its replies need a grader; pass grade=jaxllm.rl.rewards.grade")
     prompts = [prefix(task, i, seed) + item.contexts[0] + task.delimiter.rstrip(" ")
                for i, item in enumerate(task.items)]
-    replies = complete(model, prompts, max_tokens=task.max_tokens, stop=task.stop, slots=slots, progress=progress)
+    most = min(task.max_tokens, model.positions // 2)  # a small model keeps room for the question
+    replies = complete(model, prompts, max_tokens=most, stop=task.stop, slots=slots, progress=progress)
     scores = [float(grade(item.verifier, reply, item.answer).score)
               for item, reply in zip(task.items, replies, strict=True)]
     swapped: list[float | None] = [None] * len(scores)

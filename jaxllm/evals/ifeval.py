@@ -222,9 +222,10 @@ def follows(prompt: str, reply: str, instructions: Sequence[str], arguments: Seq
 def grade(reply: str, answer: str) -> Verdict:
     """A reply's verdicts; `answer` is the item of IFEval as JSON: prompt, instruction_id_list and kwargs."""
     item = json.loads(answer)
-    asked = item["prompt"], item["instruction_id_list"], item["kwargs"]
     lines = reply.split("\n")
     forms = [reply, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
     forms += [form.replace("*", "") for form in forms]
-    found = [follows(asked[0], form, *asked[1:]) for form in forms]
-    return Verdict(tuple(found[0]), tuple(map(any, zip(*found, strict=True))))
+    strict = follows(item["prompt"], reply, item["instruction_id_list"], item["kwargs"])
+    loose = [verdict or any(follows(item["prompt"], form, [name], [arguments])[0] for form in forms[1:])
+             for verdict, name, arguments in zip(strict, item["instruction_id_list"], item["kwargs"], strict=True)]
+    return Verdict(tuple(strict), tuple(loose))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import re
 from collections.abc import Mapping
 
@@ -70,5 +71,6 @@ def language_of(text: str) -> str:
     return max(candidates, key=counts.__getitem__)
 
 
+@functools.lru_cache(maxsize=4096)
 def _written_with(code_point: int) -> tuple[str, ...]:
     return next((languages for (first, last), languages in SCRIPTS.items() if first <= code_point <= last), ())

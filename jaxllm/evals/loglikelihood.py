@@ -5,7 +5,8 @@
     scored[0].logp, scored[0].greedy
 
 The continuations of one context share it: the context is run once into a cache, and each continuation is read against
-a copy of that cache. No logits are computed on contexts, a continuation of one token needs no second run, and the
+a copy of that cache. Contexts that begin alike (the same shots before each question) share that beginning in the same
+way. No logits are computed on contexts, a continuation of one token needs no second run, and the
 logits of longer ones stand a few positions at a time. Batches have few shapes (rows, width of contexts, continuations a
 context, width of those), so that few programs compile; over a mesh the contexts of a batch are split by its data axes.
 """
@@ -16,7 +17,8 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,21 +27,19 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from jaxllm.data.tokenizer import Tokenizer
-from jaxllm.model.cache import KVCache, empty_cache
+from jaxllm.evals import loglikelihood_steps as steps
 from jaxllm.model.config import Execution, ModelConfig
 from jaxllm.model.params import Params, unstack_blocks
-from jaxllm.model.transformer import decode, logits
 from jaxllm.train.sharding import batch_sharding
 
 Pair = tuple[Sequence[int], Sequence[int]]
 Progress = Callable[[int, int], None]  # called with (pairs done, pairs in all) after each batch
 
-CHUNK = 128  # positions run at once: bounds what attention holds, and one compiled chunk serves any width
-POSITIONS = 512  # whose logits stand in memory together, on each device
 BATCH_TOKENS = 8192  # of a batch, padding included, on each device
 _CONTEXT_WIDTHS = (1, 16, 32, 48, 64, 96)
 _CHOICE_WIDTHS = (0, 4, 8, 16, 32, 64)
 _MOST_ROWS = 256  # contexts of a batch, on each device
+_FAMILY = 4  # contexts with the same first chunk, from which on their common beginning is run by itself
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ def fitted(pair: Pair, positions: int) -> tuple[tuple[int, ...], tuple[int, ...]
 
 @dataclasses.dataclass
 class _Group:
-    """A context and some of its continuations, with their places in the list asked."""
+    """A context, or what follows a shared beginning, and some of its continuations with their places in the list."""
 
     context: tuple[int, ...]
     continuations: list[tuple[int, ...]]
@@ -178,10 +178,12 @@ def loglikelihoods(model: LanguageModel, asked: Sequence[Pair], *, batch_tokens:
     params = unstack_blocks(model.params)
     found: list[Scored | None] = [None] * len(asked)
     done = 0
-    for batch, shape in _batches(groups, batch_tokens, model.parts):
-        arrays = _arrays(batch, shape)
+    for shared, batch, shape in _batches(groups, batch_tokens, model.parts):
+        beginning = np.zeros((_width(len(shared), (0, *_CONTEXT_WIDTHS)),), np.int32)
+        beginning[:len(shared)] = shared
         with model.on_mesh():
-            logp, greedy = _score(params, *_placed(model, arrays), model.config, model.execution)
+            logp, greedy = steps.score(params, beginning, np.int32(len(shared)), *_placed(model, _arrays(batch, shape)),
+                                       model.config, model.execution)
         logp, greedy = (np.asarray(x if x.is_fully_addressable else process_allgather(x, tiled=True))
                         for x in (logp, greedy))
         for row, group in enumerate(batch):
@@ -195,7 +197,7 @@ def loglikelihoods(model: LanguageModel, asked: Sequence[Pair], *, batch_tokens:
 
 
 def _grouped(model: LanguageModel, asked: Sequence[Pair]) -> list[_Group]:
-    """Continuations by context, the longest contexts first: what does not fit fails at once."""
+    """Continuations by context, at most 16 of them together."""
     by_context: dict[tuple[int, ...], _Group] = {}
     for place, pair in enumerate(asked):
         context, continuation = fitted(pair, model.positions)
@@ -205,33 +207,64 @@ def _grouped(model: LanguageModel, asked: Sequence[Pair]) -> list[_Group]:
         group = by_context.setdefault(context, _Group(context, [], []))
         group.continuations.append(continuation)
         group.places.append(place)
-    pieces = [_Group(group.context, group.continuations[i:i + 16], group.places[i:i + 16])
-              for group in by_context.values() for i in range(0, len(group.places), 16)]
-    return sorted(pieces, key=lambda group: (len(group.context), max(map(len, group.continuations))), reverse=True)
+    return [_Group(group.context, group.continuations[i:i + 16], group.places[i:i + 16])
+            for group in by_context.values() for i in range(0, len(group.places), 16)]
+
+
+def _families(groups: Sequence[_Group]) -> Iterator[tuple[tuple[int, ...], list[_Group]]]:
+    """Yields (common beginning, groups cut by it), the groups of the longest contexts first.
+
+    Groups whose contexts have the same first chunk are a family where there are enough of them; all others have none.
+    """
+    by_start: dict[tuple[int, ...], list[_Group]] = {}
+    for group in groups:
+        start = group.context[:steps.CHUNK] if len(group.context) > steps.CHUNK else ()
+        by_start.setdefault(start, []).append(group)
+    alone = [group for start, family in by_start.items() if not start or len(family) < _FAMILY for group in family]
+    families = [((), alone)] if alone else []
+    for start, family in by_start.items():
+        if start and len(family) >= _FAMILY:
+            shortest = min(len(group.context) for group in family)
+            shared = os.path.commonprefix([group.context[:shortest - 1] for group in family])
+            families.append((shared, [dataclasses.replace(group, context=group.context[len(shared):])
+                                      for group in family]))
+    for shared, family in families:
+        yield shared, sorted(family, key=lambda group: (len(group.context), max(map(len, group.continuations))),
+                             reverse=True)
 
 
 def _width(length: int, widths: Sequence[int]) -> int:
     """The first of the widths that holds so many, then whole chunks."""
-    return next((width for width in widths if length <= width), -(-length // CHUNK) * CHUNK)
+    return next((width for width in widths if length <= width), -(-length // steps.CHUNK) * steps.CHUNK)
 
 
-def _batches(groups: Sequence[_Group], batch_tokens: int, parts: int):
-    """Yields (groups of a batch, (rows, width of contexts, continuations, width of continuations))."""
-    at = 0
-    while at < len(groups):
-        width = _width(len(groups[at].context), _CONTEXT_WIDTHS)
-        some, shape = groups[at:at + 1], None
-        while True:  # rows and widths depend on each other: a few rounds settle it
-            most = max(len(group.places) for group in some)
-            K = 1 << (most - 1).bit_length()
-            U = 1 + _width(max(len(c) for group in some for c in group.continuations) - 1, _CHOICE_WIDTHS)
-            rows = min(max(batch_tokens // (width + K * (U - 1)), 1), _MOST_ROWS)
-            rows = parts * (1 << (rows.bit_length() - 1))
-            if shape is not None and rows >= len(some):
-                break
-            shape, some = (rows, width, K, U), groups[at:at + rows]
-        yield some, (rows, width, K, U)
-        at += len(some)
+def _batches(groups: Sequence[_Group], batch_tokens: int, parts: int
+             ) -> Iterator[tuple[tuple[int, ...], Sequence[_Group], tuple[int, int, int, int]]]:
+    """Yields (common beginning, groups of a batch, its shape) until all groups are through."""
+    for shared, family in _families(groups):
+        at = 0
+        while at < len(family):
+            rows = parts
+            while (rows < len(family) - at and 2 * rows <= parts * _MOST_ROWS
+                   and 2 * rows * _tokens(_widths(family[at:at + 2 * rows])) <= parts * batch_tokens):
+                rows *= 2
+            batch = family[at:at + rows]
+            yield shared, batch, (rows, *_widths(batch))
+            at += rows
+
+
+def _widths(batch: Sequence[_Group]) -> tuple[int, int, int]:
+    """(width of contexts, continuations a context, width of continuations) that hold these groups."""
+    most = max(len(group.places) for group in batch)
+    longest = max(len(continuation) for group in batch for continuation in group.continuations)
+    return (_width(len(batch[0].context), _CONTEXT_WIDTHS), 1 << (most - 1).bit_length(),
+            1 + _width(longest - 1, _CHOICE_WIDTHS))
+
+
+def _tokens(widths: tuple[int, int, int]) -> int:
+    """Padded positions that a row takes: of its context, and of each continuation but for its last token."""
+    T, K, U = widths
+    return T + K * (U - 1)
 
 
 def _arrays(batch: Sequence[_Group], shape: tuple[int, int, int, int]) -> tuple[np.ndarray, ...]:
@@ -253,94 +286,3 @@ def _placed(model: LanguageModel, arrays: Sequence[np.ndarray]) -> list[jax.Arra
     rows = batch_sharding(model.mesh).spec[0]
     sharding = jax.sharding.NamedSharding(model.mesh, jax.sharding.PartitionSpec(rows))
     return [jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for array in arrays]
-
-
-@functools.partial(jax.jit, static_argnames=("config", "execution"))
-def _score(params: Params, contexts_GT: jax.Array, counts_G: jax.Array, continuations_GKU: jax.Array,
-           sizes_GK: jax.Array, config: ModelConfig, execution: Execution) -> tuple[jax.Array, jax.Array]:
-    """(logp float32 [G, K], greedy bool [G, K]) of continuations; places of no tokens have 0 and True."""
-    G, K, U = continuations_GKU.shape
-    capacity = contexts_GT.shape[1] + U - 1
-    if config.positions == "learned":
-        capacity = min(capacity, config.max_positions)  # padding alone lies beyond
-    cache = empty_cache(config, G, capacity, jnp.dtype(execution.dtype))
-    last_GD, cache = _run_contexts(params, contexts_GT, counts_G, cache, config, execution)
-    scores_GV = jax.nn.log_softmax(logits(params, config, last_GD))
-    first_GK = continuations_GKU[:, :, 0]
-    present_GK = sizes_GK > 0
-    logp_GK = jnp.where(present_GK, jnp.take_along_axis(scores_GV, first_GK, axis=1), 0.0)
-    greedy_GK = ~present_GK | (jnp.argmax(scores_GV, axis=1)[:, None] == first_GK)
-    if U == 1:
-        return logp_GK, greedy_GK
-    tokens_RU, sizes_R = continuations_GKU.reshape(G * K, U), sizes_GK.reshape(G * K)
-    logp_R, greedy_R = _run_continuations(params, tokens_RU, sizes_R, jax.tree.map(lambda x: jnp.repeat(x, K, axis=0),
-                                                                                  cache), config, execution)
-    return logp_GK + logp_R.reshape(G, K), greedy_GK & greedy_R.reshape(G, K)
-
-
-def _run_contexts(params: Params, tokens_GT: jax.Array, counts_G: jax.Array, cache: KVCache, config: ModelConfig,
-                  execution: Execution) -> tuple[jax.Array, KVCache]:
-    """(hidden state [G, D] of each context's last token, the cache that holds the context)."""
-    G, T = tokens_GT.shape
-    chunk = min(T, CHUNK)
-
-    def step(carry, tokens_GC):
-        cache, last_GD, start = carry
-        hidden_GCD, cache = decode(params, config, tokens_GC, cache, counts=jnp.clip(counts_G - start, 0, chunk),
-                                   execution=execution)
-        end_G = counts_G - 1 - start  # column of the last token, if it stands in this chunk
-        at_end_GD = jnp.take_along_axis(hidden_GCD, jnp.clip(end_G, 0, chunk - 1)[:, None, None], axis=1)[:, 0]
-        last_GD = jnp.where(((end_G >= 0) & (end_G < chunk))[:, None], at_end_GD, last_GD)
-        return (cache, last_GD, start + chunk), None
-
-    carry = (cache, jnp.zeros((G, config.dim), jnp.dtype(execution.dtype)), jnp.int32(0))
-    (cache, last_GD, _), _ = _over_chunks(step, carry, tokens_GT, chunk)
-    return last_GD, cache
-
-
-def _run_continuations(params: Params, tokens_RU: jax.Array, sizes_R: jax.Array, cache: KVCache, config: ModelConfig,
-                       execution: Execution) -> tuple[jax.Array, jax.Array]:
-    """(summed logp [R], greedy [R]) of all tokens but the first, read against caches that hold the contexts."""
-    R, U = tokens_RU.shape
-    chunk = min(U - 1, CHUNK)
-
-    def step(carry, pair_R2C):
-        cache, logp_R, greedy_R, start = carry
-        inputs_RC, targets_RC = pair_R2C[:, 0], pair_R2C[:, 1]
-        hidden_RCD, cache = decode(params, config, inputs_RC, cache, execution=execution)
-        counted_RC = start + 1 + jnp.arange(chunk)[None] < sizes_R[:, None]
-        token_logp_RC, likeliest_RC = _of_targets(params, config, hidden_RCD, targets_RC)
-        logp_R = logp_R + jnp.sum(jnp.where(counted_RC, token_logp_RC, 0.0), axis=1)
-        greedy_R = greedy_R & jnp.all(~counted_RC | (likeliest_RC == targets_RC), axis=1)
-        return (cache, logp_R, greedy_R, start + chunk), None
-
-    carry = (cache, jnp.zeros((R,), jnp.float32), jnp.ones((R,), bool), jnp.int32(0))
-    pairs_R2W = jnp.stack([tokens_RU[:, :-1], tokens_RU[:, 1:]], axis=1)
-    (_, logp_R, greedy_R, _), _ = _over_chunks(step, carry, pairs_R2W, chunk)
-    return logp_R, greedy_R
-
-
-def _over_chunks(step, carry, columns: jax.Array, chunk: int):
-    """Scans over the last axis, `chunk` columns at a time; a single chunk needs no loop."""
-    count = columns.shape[-1] // chunk
-    if count == 1:
-        return step(carry, columns)
-    pieces = jnp.moveaxis(columns.reshape(*columns.shape[:-1], count, chunk), -2, 0)
-    return jax.lax.scan(step, carry, pieces)
-
-
-def _of_targets(params: Params, config: ModelConfig, hidden_RCD: jax.Array, targets_RC: jax.Array
-                ) -> tuple[jax.Array, jax.Array]:
-    """(logp [R, C] of the targets, likeliest token [R, C]), the logits of a few columns at a time."""
-    R, C, D = hidden_RCD.shape
-    columns = next(c for c in range(min(C, max(POSITIONS // R, 1)), 0, -1) if C % c == 0)
-
-    def piece(pair):
-        hidden_RcD, targets_Rc = pair
-        scores_RcV = logits(params, config, hidden_RcD)
-        target_Rc = jnp.take_along_axis(scores_RcV, targets_Rc[..., None], axis=-1)[..., 0]
-        return target_Rc - jax.nn.logsumexp(scores_RcV, axis=-1), jnp.argmax(scores_RcV, axis=-1)
-
-    pieces = (jnp.moveaxis(hidden_RCD.reshape(R, C // columns, columns, D), 1, 0),
-              jnp.moveaxis(targets_RC.reshape(R, C // columns, columns), 1, 0))
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(R, C) for x in jax.lax.map(piece, pieces))

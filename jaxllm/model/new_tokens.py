@@ -113,5 +113,6 @@ def _map_tables(function: Any, params: Params, config: ModelConfig) -> Params:
     tables = [table] if config.tied_embedding else [table, params["head"]]
     if any(isinstance(array, Overlay) for array in tables):
         raise ValueError("the embedding is an overlay (quantised, or a LoRA); change its rows before, in plain weights")
+    function = jax.jit(function)  # one program, not one for each of its dozens of operations
     new = {**params, "embedding": {**params["embedding"], "tokens": function(table)}}
     return new if config.tied_embedding else {**new, "head": function(params["head"].T).T}

@@ -180,7 +180,7 @@ def unstack_blocks(params: Params) -> Params:
     blocks = params["blocks"]
     if isinstance(blocks, tuple):
         return params
-    return {**params, "blocks": split_layers(blocks)}
+    return {**params, "blocks": _split(blocks)}
 
 
 def split_layers(blocks: Params) -> tuple[Params, ...]:
@@ -191,3 +191,6 @@ def split_layers(blocks: Params) -> tuple[Params, ...]:
         jax.tree.map(lambda parts: parts[i].reshape(parts[i].shape[1:]), split,  # noqa: B023
                      is_leaf=lambda node: isinstance(node, (tuple, list)))
         for i in range(layers))
+
+
+_split = jax.jit(split_layers)  # one program for a model, not two for every shape of its leaves

@@ -42,7 +42,7 @@ class VoteRequest(BattleRequest):
 
 
 def serve(store: BattleStore, host: str, port: int) -> None:
-    """Shows the page until SIGINT or SIGTERM.
+    """Shows the page until Ctrl-C (SIGINT); another signal ends the process, which loses no vote.
 
     Raises:
       OSError: the port is taken.

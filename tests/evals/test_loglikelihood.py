@@ -10,7 +10,7 @@ import pytest
 from random_weights import random_weights
 
 from jaxllm.data.tokenizer import train_tokenizer
-from jaxllm.evals import loglikelihood, rolling
+from jaxllm.evals import loglikelihood_steps, rolling
 from jaxllm.evals.loglikelihood import LanguageModel, encode_pair, fitted, loglikelihoods
 from jaxllm.model.config import Execution, ModelConfig
 from jaxllm.model.params import abstract_params
@@ -49,24 +49,25 @@ def reference(next_logp):
 def small_pieces():
     """Chunks and pieces of few positions, so that there are several of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loglikelihood, "CHUNK", 16)
-        patch.setattr(loglikelihood, "POSITIONS", 64)
+        patch.setattr(loglikelihood_steps, "CHUNK", 16)
+        patch.setattr(loglikelihood_steps, "POSITIONS", 64)
         yield
 
 
 def drawn(groups=24, seed=0):
-    """Contexts of 17 to 60 tokens, three or four continuations of 1 to 9 each: few shapes."""
+    """Contexts of 17 to 32 tokens with three or four continuations of 1 to 8 each: one shape."""
     rng = np.random.default_rng(seed)
     asked = []
     for _ in range(groups):
-        context = rng.integers(CONFIG.vocab_size, size=rng.integers(17, 60)).tolist()
+        context = rng.integers(CONFIG.vocab_size, size=rng.integers(17, 33)).tolist()
         asked += [(context, rng.integers(CONFIG.vocab_size, size=size).tolist())
-                  for size in (9, *rng.integers(1, 10, size=rng.integers(2, 4)))]
+                  for size in (8, *rng.integers(1, 9, size=rng.integers(2, 4)))]
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
 def test_equal_to_whole_rows_whatever_shares_the_batch(reference):
     asked = drawn()
+    asked += [(list(range(60)), [1]), (list(range(50)), [2, 3, 4])]  # longer than the model
     told = []
     found = loglikelihoods(MODEL, asked, batch_tokens=BATCH, progress=lambda done, count: told.append((done, count)))
     for pair, scored in zip(asked, found, strict=True):
@@ -76,13 +77,30 @@ def test_equal_to_whole_rows_whatever_shares_the_batch(reference):
     assert told[-1] == (len(asked), len(asked)) and len(told) > 1
 
 
+def test_contexts_that_begin_alike_share_that_beginning(reference, monkeypatch):
+    rng = np.random.default_rng(3)
+    shots = rng.integers(CONFIG.vocab_size, size=20).tolist()
+    asked = [([*shots, *rng.integers(CONFIG.vocab_size, size=size).tolist()], rng.integers(CONFIG.vocab_size, size=n))
+             for size in (1, 4, 9, 12, 15) for n in (1, 3)]
+    asked.append((shots, [5]))  # all of it is shared but its last token
+    seen, score = [], loglikelihood_steps.score
+    monkeypatch.setattr(loglikelihood_steps, "score", lambda params, shared, count, *rest: (
+        seen.append(int(count)), score(params, shared, count, *rest))[1])
+    found = loglikelihoods(MODEL, asked, batch_tokens=BATCH)
+    assert seen == [19]
+    for (context, continuation), scored in zip(asked, found, strict=True):
+        expected, greedy = reference(context, continuation)
+        assert abs(scored.logp - expected) < 1e-4 and scored.greedy == greedy
+
+
 def test_greedy_is_what_the_model_would_write(next_logp):
     context, written = list(range(20)), []
     for _ in range(7):
         written.append(int(next_logp([*context, *written])[-1].argmax()))
     other = [*written[:-1], (written[-1] + 1) % 256]
-    found = loglikelihoods(MODEL, [(context, written), (context, other), (context, written[:1])], batch_tokens=BATCH)
-    assert [scored.greedy for scored in found] == [True, False, True]
+    asked = [(context, written), (context, other), (context, written[:1])]
+    found = loglikelihoods(MODEL, [*asked, *drawn(7)], batch_tokens=BATCH)
+    assert [scored.greedy for scored in found[:3]] == [True, False, True]
 
 
 def test_same_numbers_on_one_device_and_on_eight():

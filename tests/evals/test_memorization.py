@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_weights
 from scipy.special import log_softmax
 
 from jaxllm.evals.memorization import Extraction, compare, cut, exposure, extract, rest_nll
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.model.transformer import forward
 
 
@@ -67,7 +67,7 @@ def test_exposure_by_its_ends_and_its_mean_over_texts_that_were_not_seen():
 
 def test_likelihood_of_the_rest_is_that_of_its_tokens():
     model = preset("nano")
-    params = init(model, jax.random.key(0))
+    params = jax.device_put(random_weights(model))
     sequences = jax.random.randint(jax.random.key(1), (3, 8), 0, model.vocab_size)
     logp = log_softmax(np.asarray(forward(params, model, sequences)), axis=-1)
     for prompt in (1, 5):

@@ -12,13 +12,14 @@ from configs import expected_curves as config_file
 from configs import pretrain_nano
 from experiments import expected_curves as experiment
 from experiments import expected_curves_band as bands
-from experiments import training
+from experiments import pretrain, training
 from experiments.expected_curves_bugs import BUGS
 from jaxllm.data import loader
 from jaxllm.data.packing import Batch
 from jaxllm.model import layers, transformer
 from jaxllm.model.config import preset
 from jaxllm.model.params import init
+from jaxllm.rl import policy_step
 from jaxllm.train import optimizer, sharding, step
 from jaxllm.train.metrics import Mean
 
@@ -82,12 +83,12 @@ def test_the_shipped_band_is_of_the_shipped_config():
         name = path.stem
         config = config_file.get_config(name)
         assert bands.read(path)["settings"] == bands.settings(config.run), f"make {name}'s band anew"
-    assert (bands.FOLDER / "pretrain_nano.json").exists()
+    assert {path.stem for path in bands.FOLDER.glob("*.json")} >= {"pretrain_nano", "policy_nano"}
 
 
 PATCHED = [(sharding, "put_batch"), (transformer, "attend"), (transformer, "query_scale"), (layers, "rotate"),
            (optimizer, "decay_mask"), (training, "learning_rate_schedule"), (training, "make_optimizer"),
-           (step, "accumulate_gradients"), (loader.Source, "batch_at")]
+           (step, "accumulate_gradients"), (loader.Source, "batch_at"), (policy_step, "group_advantages")]
 
 
 @pytest.mark.parametrize("name", BUGS)
@@ -116,6 +117,11 @@ def test_bugs_do_what_they_say(monkeypatch):
     with BUGS["dropped_microbatch"]():
         gradient, _, _ = step.accumulate_gradients(loss_fn, jnp.float32(1), jnp.array([1.0, 3.0, 100.0, 100.0]), 2)
     assert gradient == 2.0
+    rewards = jnp.array([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]])  # three groups of four say nothing
+    once = policy_step.group_advantages(rewards, kind="grpo")
+    with BUGS["double_advantage_normalisation"]():
+        twice = policy_step.group_advantages(rewards, kind="grpo")
+    assert jnp.allclose(twice, 2 * once, rtol=1e-3)
     x = jax.random.normal(jax.random.key(0), (1, 4, 2, 8))
     tables = layers.rotary_tables(preset("nano"), jnp.arange(4)[None])
     length = jnp.linalg.norm(x)
@@ -139,14 +145,14 @@ def test_bugs_do_what_they_say(monkeypatch):
 def test_the_command_makes_a_band_and_catches_a_bug(tmp_path, monkeypatch, capsys):
     ran = []
 
-    def run(config, folder):
+    def run(config, workdir):
         ran.append(config.seed)
         hot = training.learning_rate_schedule.__name__ == "<lambda>"
-        path = pathlib.Path(folder) / "metrics.jsonl"
+        path = pathlib.Path(workdir) / "metrics.jsonl"
         path.write_text("".join(json.dumps(r) + "\n" for r in records(config.seed, shift=2.0 if hot else 0.0)))
         return True
 
-    monkeypatch.setattr(experiment.pretrain, "main", run)
+    monkeypatch.setattr(pretrain, "main", run)
     config = config_file.get_config()
     config.update({"band": str(tmp_path / "band.json"), "make_band": True, "clean_seeds": (100, 101, 102),
                    "bugs": ("hot_without_warmup",), "bug_seeds": (100,)})

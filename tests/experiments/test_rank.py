@@ -59,7 +59,7 @@ def test_a_file_of_votes_is_ranked(config, tmp_path, capsys):
     assert [row[0] for row in results(tmp_path / "run")["style"]] == ["length"]
     assert "60 votes on 30 prompts" in capsys.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("<svg") == 2 and "rank at equal style" in page
+    assert page.count("<svg") == 2 and "at equal style</th>" in page
     config.rating.anchor = "nobody"
     with pytest.raises(ValueError, match="the players are fair, good, poor"):
         rank.main(config, str(tmp_path / "run"))
@@ -127,6 +127,9 @@ def test_verifier_reward_and_model_judge(config, tmp_path, monkeypatch, sketches
     rank.main(config, str(tmp_path / "run"))
     assert [row["name"] for row in results(tmp_path / "run")["board"]] == ["right", "wrong"]
 
+    version = rank_judges.version_of(config)
+    tasks.write_text(tasks.read_text().replace('"1"', '"7"', 1))  # another answer is another judge
+    assert rank_judges.version_of(config) != version
     monkeypatch.setattr(rank_judges, "load_reward", lambda folder: None)
     monkeypatch.setattr(rank_judges, "score_texts", lambda found, prompts, texts, batch: np.array([[len(texts[0][0])]]))
     config.judge.kind, config.judge.reward = "reward", "reward/model"
@@ -161,6 +164,7 @@ def test_people_judge_on_the_page(config, tmp_path, monkeypatch, sketches):
     rank.main(config, str(tmp_path))
     found = results(tmp_path)
     assert found["voters"] == {"ada": 16} and found["board"][0]["name"] == rank_world.START
+    assert "decided votes for the reply that was seen first" in (tmp_path / "report.md").read_text()
 
 
 def test_checkpoints_at_hand_are_ranked(tmp_path, monkeypatch, sketches):

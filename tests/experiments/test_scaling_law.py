@@ -108,7 +108,7 @@ class Over:
 def test_a_planted_law_is_foreseen_better_than_by_the_controls(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "Here", Planted)
     config = config_file.get_config().lock()
-    config.bootstrap = 10
+    config.bootstrap = 4
     experiment.main(config, str(tmp_path / "run"))
     numbers = json.loads((tmp_path / "run" / "results.json").read_text())
     errors = numbers["held_out_error"]

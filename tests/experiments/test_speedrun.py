@@ -150,7 +150,8 @@ def test_the_road_at_real_size_is_whole(fakes, tmp_path):
     road, settings = Road(config, tmp_path), dict(fakes)
     assert [name for name, _ in fakes] == list(configs.REAL) and not road.of_world
     assert settings["pretrain"].data.sources == (f"{road.path('curate')}/latest/documents",)
-    assert settings["sft_to_rl"].model == settings["quantize"].model == settings["export"].source == str(road.path("sft"))
+    for read in (settings["sft_to_rl"].model, settings["quantize"].model, settings["export"].source):
+        assert read == str(road.path("sft"))
     assert settings["evaluate"].models == (str(road.output("pretrain")),)
 
 

@@ -139,7 +139,8 @@ def test_a_sweep_fails_in_part_goes_on_and_shares_runs(made, tmp_path, capsys):
     assert not sweep.run(points, again, folder, config()) and again.ran == ["rate=0.1 seed=1"]
     other = made([{"rate": 0.4}, {"rate": 0.8}], store, (0, 1, 2))
     another = Inline()
-    sweep.run(other, another, tmp_path / "two", config())
+    sweep.run(other, another, tmp_path / "two", config(), metrics=("nothing",))  # told, and no run is lost by it
+    assert "no page yet: metric 'nothing'" in capsys.readouterr().out
     assert another.ran == [f"rate=0.8 seed={seed}" for seed in range(3)]
 
 

@@ -32,11 +32,12 @@ TARGETS = {TIED: EVERYWHERE, UNTIED: (*EVERYWHERE, "gate", "head")}
 TOKENS = np.random.default_rng(0).integers(256, size=(8, 12)).astype(np.int32)
 BATCH = Batch(TOKENS, np.roll(TOKENS, -1, 1), np.ones(TOKENS.shape, np.float32))
 run = jax.jit(forward, static_argnums=1, static_argnames="execution")
+add = jax.jit(merge)
 
 
 @functools.cache
 def plain(config, dtype=jnp.float32):
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), random_weights(config))
+    return jax.device_put(jax.tree.map(lambda leaf: leaf.astype(dtype), random_weights(config)))
 
 
 @functools.cache
@@ -46,11 +47,10 @@ def overlaid(config, targets=None):
 
 def trained(tree):
     """The tree with random factors, as after some steps."""
-    key, own = jax.random.key(3), factors(tree)
-    leaves, treedef = jax.tree.flatten(own)
-    leaves = [leaf + 0.05 * jax.random.normal(jax.random.fold_in(key, i), leaf.shape)
-              for i, leaf in enumerate(leaves)]
-    return with_factors(tree, jax.tree.unflatten(treedef, leaves))
+    rng = np.random.default_rng(3)
+    own = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.05, leaf.shape).astype(np.float32),
+                       jax.device_get(factors(tree)))
+    return with_factors(tree, jax.device_put(own))
 
 
 @pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
@@ -59,7 +59,7 @@ def test_no_change_at_the_start_and_merged_is_the_same_function(config):
     before = run(params, config, TOKENS)
     np.testing.assert_allclose(run(tree, config, TOKENS), before, rtol=0, atol=1e-6)
     tree = trained(tree)
-    merged = merge(tree)
+    merged = add(tree)
     assert jax.tree.structure(merged) == jax.tree.structure(params)
     flat, shapes = traverse_util.flatten_dict(merged, sep="/"), traverse_util.flatten_dict(params, sep="/")
     for name, leaf in flat.items():
@@ -73,14 +73,15 @@ def test_no_change_at_the_start_and_merged_is_the_same_function(config):
     layers = unstack_blocks(tree)
     close(run(layers, config, TOKENS))
     hidden, _ = jax.jit(decode, static_argnums=1)(layers, config, TOKENS, empty_cache(config, 8, 16))
-    close(logits(layers, config, hidden))
-    np.testing.assert_allclose(head_matrix(tree, config), head_matrix(merged, config), rtol=0, atol=1e-6)
+    close(jax.jit(logits, static_argnums=1)(layers, config, hidden))
+    head = jax.jit(head_matrix, static_argnums=1)
+    np.testing.assert_allclose(head(tree, config), head(merged, config), rtol=0, atol=1e-6)
 
 
 def test_merged_by_hand():
     """W + (alpha / rank) A B of one projection in numpy, the layer axis and the head axes in their places."""
     tree = trained(overlaid(UNTIED))
-    found = merge(tree)["blocks"]["attention"]
+    found = add(tree)["blocks"]["attention"]
     for name, rows in (("query", 32), ("output", 32)):
         leaf: Lora = tree["blocks"]["attention"][name]
         for layer in range(2):
@@ -93,7 +94,7 @@ def test_merged_by_hand():
 def test_low_precision_weights_keep_their_dtype():
     tree = lora(plain(UNTIED, jnp.bfloat16), UNTIED, rank=2, alpha=2.0, key=jax.random.key(0))
     assert factors(tree)["blocks"]["mlp"]["up"]["left"].dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(merge(tree))} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(add(tree))} == {jnp.dtype(jnp.bfloat16)}
     execution = Execution(dtype="bfloat16")
     np.testing.assert_array_equal(run(tree, UNTIED, TOKENS, execution=execution),
                                   run(plain(UNTIED, jnp.bfloat16), UNTIED, TOKENS, execution=execution))
@@ -107,13 +108,14 @@ def test_gradients_reach_the_factors_alone_and_equal_those_of_the_merged_weight(
     def total(params):
         return loss_fn(params, BATCH)[0].total
     gradients = jax.jit(jax.grad(total))(tree)
-    of_weights = jax.jit(jax.grad(total))(merge(tree))
-    found, weights = (traverse_util.flatten_dict(gradient, sep="/") for gradient in (gradients, of_weights))
+    of_weights = jax.jit(jax.grad(total))(add(tree))
+    tree, *both = jax.device_get((tree, gradients, of_weights))
+    found, weights = (traverse_util.flatten_dict(gradient, sep="/") for gradient in both)
     for name, leaf in traverse_util.flatten_dict(tree, sep="/").items():
         if isinstance(leaf, Lora):
             assert not np.any(found[name].weight)
             shape = (*leaf.left.shape[:-1], leaf.right.shape[-1])
-            full = np.asarray(weights[name]).reshape(shape)
+            full = weights[name].reshape(shape)
             expected = 2.0 * full @ np.swapaxes(leaf.right, -1, -2), 2.0 * np.swapaxes(leaf.left, -1, -2) @ full
             for side, value in zip((found[name].left, found[name].right), expected, strict=True):
                 np.testing.assert_allclose(side, value, rtol=0, atol=2e-4 * np.abs(value).max(), err_msg=name)
@@ -140,7 +142,7 @@ def test_training_the_factors_on_a_mesh_and_back_from_a_checkpoint_of_them_alone
 
     compiled = jax.jit(step)
     with jax.numpy_dtype_promotion("standard"):  # optax promotes on its own
-        state = init_state(factors(tree), optimizer)
+        state = jax.jit(lambda own: init_state(own, optimizer))(factors(tree))
         losses = []
         for _ in range(4):
             state, metrics = compiled(state, BATCH, tree)
@@ -171,8 +173,7 @@ def test_the_mask_serves_optax():
     tree = overlaid(UNTIED)
     frozen = jax.tree.map(lambda own: not own, trainable_mask(tree))
     optimizer = optax.chain(optax.sgd(1.0), optax.masked(optax.set_to_zero(), frozen))
-    ones = jax.tree.map(jnp.ones_like, tree)
-    updates, _ = optimizer.update(ones, optimizer.init(tree))
+    updates, _ = jax.jit(lambda tree: optimizer.update(jax.tree.map(jnp.ones_like, tree), optimizer.init(tree)))(tree)
     assert np.all(updates["blocks"]["mlp"]["up"].right == -1) and not np.any(updates["blocks"]["mlp"]["up"].weight)
     assert not np.any(updates["head"]) and not np.any(updates["final_norm"]["scale"])
 
@@ -189,7 +190,7 @@ def test_what_cannot_be_done_is_refused():
     with pytest.raises(ValueError, match="overlay already"):
         make(tree)
     with pytest.raises(ValueError, match="overlay already"):
-        make(quantize(params, UNTIED, "int8"))
+        make(jax.jit(lambda params: quantize(params, UNTIED, "int8"))(params))
     with pytest.raises(ValueError, match="stacked blocks"):
         make(unstack_blocks(params))
     with pytest.raises(ValueError, match="no LoRA factors"):
@@ -197,4 +198,4 @@ def test_what_cannot_be_done_is_refused():
     with pytest.raises(ValueError, match="do not belong"):
         with_factors(tree, factors(overlaid(UNTIED, ("query",))))
     with pytest.raises(ValueError, match="model and rank"):
-        with_factors(tree, factors(make(params)))
+        with_factors(tree, factors(lora(params, UNTIED, rank=2, alpha=2.0, key=jax.random.key(0))))

@@ -30,11 +30,15 @@ def parameters(config):
     return jax.device_put(jax.tree.map(lambda leaf: leaf * 3, random_weights(config)))
 
 
+fewer_bits = jax.jit(quantize, static_argnames=("config", "scheme", "group"))
+
+
 @functools.cache
 def quantized(config, scheme):
-    return jax.jit(functools.partial(quantize, config=config, scheme=scheme))(parameters(config))
+    return fewer_bits(parameters(config), config, scheme)
 
 
+@jax.jit
 def stood_for(tree, params):
     """The arrays that the overlays of a tree stand for, in the shapes of `params`."""
     flat, shapes = traverse_util.flatten_dict(tree, sep="/"), traverse_util.flatten_dict(params, sep="/")
@@ -88,9 +92,10 @@ def test_a_quantised_model_computes_with_the_weights_it_stands_for(config, schem
     layers = unstack_blocks(tree)
     close(run(layers, config, TOKENS))
     hidden, _ = jax.jit(decode, static_argnums=1)(layers, config, TOKENS, empty_cache(config, 2, 16))
-    close(logits(layers, config, hidden))
-    np.testing.assert_array_equal(head_matrix(tree, config), head_matrix(plain, config))
-    quantised_late = quantize(unstack_blocks(params), config, scheme)
+    close(jax.jit(logits, static_argnums=1)(layers, config, hidden))
+    head = jax.jit(head_matrix, static_argnums=1)
+    np.testing.assert_array_equal(head(tree, config), head(plain, config))
+    quantised_late = fewer_bits(unstack_blocks(params), config, scheme)
     assert jax.tree.structure(quantised_late) == jax.tree.structure(layers)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), quantised_late, layers)
     assert np.abs(run(params, config, TOKENS) - expected).max() > 1e-3 * np.abs(expected).max()
@@ -108,7 +113,7 @@ def test_bytes_and_what_is_left_alone():
     assert tree_bytes(quantized(TIED, "int8")) == whole - 4 * matrices + matrices + 4 * outputs
     assert tree_bytes(quantized(TIED, "int4")) == (
         whole - 4 * matrices + blocks // 2 + blocks // 32 * 4 + table + 4 * 256)
-    assert tree_bytes(quantize(params, TIED, "bfloat16")) == whole // 2
+    assert tree_bytes(fewer_bits(params, TIED, "bfloat16")) == whole // 2
     for scheme in ("int8", "int4"):
         tree = quantized(TIED, scheme)
         assert isinstance(tree["embedding"]["tokens"], Overlay)
@@ -146,7 +151,7 @@ def test_specs_have_the_tree_of_the_weights_and_fit_a_mesh(scheme):
     if scheme != "int8":
         return
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    tree = quantize(parameters(config), config, scheme, group=16)
+    tree = fewer_bits(parameters(config), config, scheme, group=16)
     laid = jax.tree.map(lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), tree, specs)
     expected = run(tree, config, TOKENS)
     with jax.set_mesh(mesh):

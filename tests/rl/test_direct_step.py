@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from jaxllm.data.preferences import Ranking
 from jaxllm.data.tokenizer import train_tokenizer
 from jaxllm.evals.probe import reply_logp
 from jaxllm.model.config import Execution, ModelConfig
-from jaxllm.model.params import init
 from jaxllm.rl.direct_step import direct_objective, orders, ranking_pairs
 from jaxllm.rl.policy_step import PolicyModel
 from jaxllm.rl.preference_loss import dpo, ipo, kto, kto_baseline
@@ -68,7 +68,7 @@ def test_every_pair_once_an_epoch():
 def test_losses_of_a_model_by_another_way(tokenizer, pairs):
     """Sums of log-probabilities by the probe of jaxllm.evals, and the losses of arrays on them."""
     config = ModelConfig(tokenizer.vocab_size, 16, 1, 2, 2, 8, 16, 48)
-    params, start = (init(config, jax.random.key(seed)) for seed in (0, 1))
+    params, start = (jax.device_put(random_weights(config, seed)) for seed in (0, 1))
 
     def logp(params):
         return reply_logp(params, config, [ids for ids in pairs.prompts for _ in range(3)],

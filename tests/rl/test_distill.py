@@ -6,12 +6,12 @@ import functools
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 from scipy.spatial.distance import jensenshannon
 from scipy.special import log_softmax, rel_entr, softmax
 
 from jaxllm.data.packing import Batch
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.rl import distill
 from jaxllm.rl.distill_step import check_vocabularies, distill_objective, rollout_rows, top_batch, top_objective
 from jaxllm.rl.rollout import Drawn, stack
@@ -105,7 +105,7 @@ ROWS = Batch(TOKENS, np.roll(TOKENS, -1, 1), np.array([[1] * 6 + [0, 0], [0, 0, 
 
 
 def test_objectives_of_models():
-    student, teacher = init(SMALL, jax.random.key(0)), init(BIG, jax.random.key(1))
+    student, teacher = jax.device_put(random_weights(SMALL)), jax.device_put(random_weights(BIG, 1))
 
     @jax.jit
     def found(student, teacher):

@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("pgx", reason="needs the extra `games`")
 pyspiel = pytest.importorskip("pyspiel", reason="needs the extra `games`")
 
+from random_weights import random_weights  # noqa: E402
+
 from jaxllm.model.config import Execution, ModelConfig  # noqa: E402
-from jaxllm.model.params import init  # noqa: E402
 from jaxllm.model.transformer import forward  # noqa: E402
 from jaxllm.rl.game_judges import JudgePlayer, Search, Solver  # noqa: E402
 from jaxllm.rl.game_play import Played, play  # noqa: E402
@@ -140,7 +141,7 @@ def test_the_expert_wins_blocks_and_has_habits():
 
 def test_a_model_plays_what_its_forward_pass_says():
     """At a low temperature the cache, two moves at a time, must give the likeliest move of a whole forward pass."""
-    params = init(MODEL, jax.random.key(1))
+    params = jax.device_put(random_weights(MODEL, 1))
     params["embedding"]["tokens"] = params["embedding"]["tokens"] * 50  # logits far apart
     player = TextPlayer(params, MODEL, TICTACTOE, 1e-4)
     played = play(TICTACTOE, (player, player), jnp.asarray([0, 1, 2, 3] * 4, jnp.int32), jax.random.key(0))
@@ -202,7 +203,7 @@ def test_an_update_makes_winning_moves_likelier():
     model = PolicyModel(MODEL, Execution(scan=False), valid_vocab=9)
     settings = PolicySettings(baseline="dr_grpo", kl_in="none", average="token", epochs=4)
     optimizer = make_optimizer("adamw", 3e-3, weight_decay=0.0)
-    state = init_state(policy_params(init(MODEL, jax.random.key(0))), optimizer)
+    state = init_state(policy_params(jax.device_put(random_weights(MODEL))), optimizer)
     logp = jax.jit(lambda params: model.outputs(params, batch.tokens)[0])
     before = np.asarray(logp(state.params))
     state, metrics = make_improve(model, settings, optimizer)(state, batch)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_weights
 from scipy.special import log_softmax
 
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.model.quantize import quantize
 from jaxllm.model.transformer import forward
 from jaxllm.rl import policy_step
@@ -19,7 +19,7 @@ from jaxllm.rl.rollout import Rollout
 from jaxllm.train.step import accumulate_gradients
 
 MODEL = preset("nano", layers=1, vocab_size=24)
-PARAMS = jax.tree.map(lambda x: 3.0 * x, init(MODEL, jax.random.key(0)))
+PARAMS = jax.tree.map(lambda x: 3.0 * x, random_weights(MODEL))
 VALID, B, T = 20, 8, 12
 POLICY = PolicyModel(MODEL, temperature=0.8, valid_vocab=VALID)
 RNG = np.random.default_rng(0)
@@ -28,6 +28,7 @@ LENGTHS = np.array([12, 11, 10, 9, 8, 7, 6, 5], np.int32)
 MASK = (np.arange(T)[None] >= 3) & (np.arange(T)[None] < LENGTHS[:, None])
 _outputs = jax.jit(PolicyModel.outputs, static_argnums=0)
 _forward = jax.jit(forward, static_argnums=1)
+make_batch = jax.jit(policy_step.make_batch, static_argnames="settings")
 
 
 def rollout(**changes):
@@ -66,9 +67,9 @@ def test_logits_in_chunks_are_the_same_function():
 
     whole, pieces = (jax.jit(jax.value_and_grad(total), static_argnums=1)(PARAMS, chunks) for chunks in (1, 4))
     np.testing.assert_allclose(whole[0], pieces[0], rtol=1e-5)
-    assert distance(whole[1], pieces[1]) < 1e-4 * distance(whole[1], jax.tree.map(jnp.zeros_like, PARAMS))
+    assert distance(whole[1], pieces[1]) < 1e-4 * distance(whole[1], jax.tree.map(np.zeros_like, PARAMS))
     with pytest.raises(ValueError, match="must divide the 12 positions"):
-        dataclasses.replace(POLICY, chunks=5).outputs({"model": PARAMS}, TOKENS)
+        jax.eval_shape(dataclasses.replace(POLICY, chunks=5).outputs, {"model": PARAMS}, TOKENS)
 
 
 # Every reply of one token to the prompt [1, 2], with a reward each.
@@ -100,12 +101,12 @@ def test_the_gradient_is_that_of_the_expected_reward():
     """By enumeration: sum_v p(v) r(v) grad log p(v) = grad sum_v p(v) r(v)."""
     found = enumerated(PARAMS, jnp.exp(last_logp(PARAMS)), jnp.ones(VALID))
     expected = jax.jit(jax.grad(lambda params: -jnp.sum(jnp.exp(last_logp(params)) * REWARD) / VALID))(PARAMS)
-    assert distance(found, expected) < 1e-4 * distance(expected, jax.tree.map(jnp.zeros_like, expected))
+    assert distance(found, expected) < 1e-4 * distance(expected, jax.tree.map(np.zeros_like, expected))
 
 
 def test_truncated_importance_weights_take_most_of_a_samplers_bias_away():
     """A sampler of 4-bit weights draws v with q(v); the correction multiplies by min(p / q, cap)."""
-    logp, sampler = last_logp(PARAMS), last_logp(quantize(PARAMS, MODEL, "int4"))
+    logp, sampler = last_logp(PARAMS), last_logp(jax.jit(lambda params: quantize(params, MODEL, "int4"))(PARAMS))
     assert 0.05 < float(jnp.abs(logp - sampler).max())
     true = enumerated(PARAMS, jnp.exp(logp), jnp.ones(VALID))
     bias = distance(enumerated(PARAMS, jnp.exp(sampler), jnp.ones(VALID)), true)
@@ -116,7 +117,7 @@ def test_truncated_importance_weights_take_most_of_a_samplers_bias_away():
                         np.full(VALID, 3), np.ones(VALID, bool))
         ours = np.where(LAST, np.asarray(logp)[:, None], 0.0).astype(np.float32)
         found = Scores(ours, ours, ours, None)
-        batch = policy_step.make_batch(settings, drawn, found, jnp.asarray(REWARD)[:, None], 0.0)
+        batch = make_batch(settings, drawn, found, jnp.asarray(REWARD)[:, None], 0.0)
         left[cap] = distance(enumerated(PARAMS, jnp.exp(sampler), batch.importance[:, 2]), true)
     assert left[10.0] < 0.01 * bias < bias and left[10.0] < left[1.05] < bias
 
@@ -124,7 +125,7 @@ def test_truncated_importance_weights_take_most_of_a_samplers_bias_away():
 def test_kl_in_the_reward_and_advantages_by_hand():
     """RLOO by loops: a reply's reward less beta times its summed k1, less the mean of the others to its prompt."""
     found, rewards = scores(), RNG.normal(size=(2, 4)).astype(np.float32)
-    batch = policy_step.make_batch(ALGORITHMS["rloo"], rollout(), found, jnp.asarray(rewards), 0.3)
+    batch = make_batch(ALGORITHMS["rloo"], rollout(), found, jnp.asarray(rewards), 0.3)
     whole = rewards - 0.3 * policy_step.reply_kl(found.logp, found.reference_logp, MASK).reshape(2, 4)
     for q in range(2):
         for g in range(4):
@@ -137,7 +138,7 @@ def test_kl_in_the_reward_and_advantages_by_hand():
 def test_rewards_to_come_by_hand():
     """REINFORCE++ by loops: at each token the reward less beta times the k1 from there on, whitened over all tokens."""
     found, rewards = scores(), RNG.normal(size=(2, 4)).astype(np.float32)
-    batch = policy_step.make_batch(ALGORITHMS["reinforce++"], rollout(), found, jnp.asarray(rewards), 0.3)
+    batch = make_batch(ALGORITHMS["reinforce++"], rollout(), found, jnp.asarray(rewards), 0.3)
     k1 = np.where(MASK, np.asarray(found.logp) - found.reference_logp, 0.0)
     to_come = np.array([[rewards.ravel()[b] - 0.3 * k1[b, t:].sum() for t in range(T)] for b in range(B)])
     expected = (to_come - to_come[MASK].mean()) / to_come[MASK].std(ddof=1)
@@ -161,7 +162,7 @@ def test_several_updates_of_a_rollout_improve_a_bandit_and_the_clip_holds(name):
     zero, settings = np.zeros(OWN.shape, np.float32), ALGORITHMS[name]
     old = Bandit().outputs(jnp.zeros(6), TALKS)[0]
     drawn = Rollout(TALKS, OWN, zero, zero, np.full(24, 2), np.ones(24, bool))
-    batch = policy_step.make_batch(settings, drawn, Scores(old, zero, old, None),
+    batch = make_batch(settings, drawn, Scores(old, zero, old, None),
                                    jnp.tile(jnp.asarray(PAYS, jnp.float32), (4, 1)), 0.0)
     objective = policy_step.policy_objective(Bandit(), settings, 1)
 
@@ -190,7 +191,7 @@ def test_a_critic_that_knows_the_return_leaves_no_advantage():
     rewards = np.arange(8.0, dtype=np.float32).reshape(2, 4)
     known = dataclasses.replace(scores(), values=np.tile(rewards.reshape(B, 1), (1, T)))
     settings = dataclasses.replace(ALGORITHMS["ppo"], kl_in="none", whiten=False)
-    batch = policy_step.make_batch(settings, rollout(), known, jnp.asarray(rewards), 0.0)
+    batch = make_batch(settings, rollout(), known, jnp.asarray(rewards), 0.0)
     np.testing.assert_allclose(batch.advantages, 0.0, atol=1e-6)
     np.testing.assert_allclose(batch.returns, np.where(MASK, rewards.reshape(B, 1), 0.0), atol=1e-6)
     returns = np.asarray(batch.returns)
@@ -213,11 +214,11 @@ def test_equal_rewards_and_cut_off_replies():
     for name in ("grpo", "rloo"):
         settings = dataclasses.replace(ALGORITHMS[name], kl_in="none", mask_truncated=True)
         stopped = np.arange(B) % 2 == 0
-        batch = policy_step.make_batch(settings, rollout(stopped=stopped), scores(), jnp.ones((2, 4)), 0.0)
+        batch = make_batch(settings, rollout(stopped=stopped), scores(), jnp.ones((2, 4)), 0.0)
         assert not np.asarray(batch.advantages).any()
         assert (np.asarray(batch.mask) == MASK & stopped[:, None]).all()
     with pytest.raises(ValueError, match="do not stand for 8 replies"):
-        policy_step.make_batch(ALGORITHMS["grpo"], rollout(), scores(), jnp.ones((2, 3)), 0.0)
+        make_batch(ALGORITHMS["grpo"], rollout(), scores(), jnp.ones((2, 3)), 0.0)
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
@@ -230,10 +231,10 @@ def test_on_policy_the_ratio_is_1_and_micro_batches_add_up(name):
         assert not found.values.any()  # the head starts at zero
         found = dataclasses.replace(found, values=scores().values)
     rewards = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4)), jnp.float32)
-    batch = policy_step.make_batch(settings, rollout(), found, rewards, 0.2)
+    batch = make_batch(settings, rollout(), found, rewards, 0.2)
     objective = policy_step.policy_objective(model, settings, 9)
     whole, pieces = (jax.jit(lambda p, b, n=n: accumulate_gradients(objective, p, b, n))(params, batch) for n in (1, 4))
-    assert distance(whole[0], pieces[0]) < 1e-4 * distance(whole[0], jax.tree.map(jnp.zeros_like, params))
+    assert distance(whole[0], pieces[0]) < 1e-4 * distance(whole[0], jax.tree.map(np.zeros_like, params))
     np.testing.assert_allclose(whole[1].value, pieces[1].value, rtol=1e-4)
     metrics = {key: float(mean.value) for key, mean in whole[2].items()}
     assert metrics["ratio"] == pytest.approx(1.0, abs=1e-6) and metrics["clip_fraction"] == 0.0

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from jaxllm.infer.sampling import SamplingSettings
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.rl.policy_step import PolicyModel, Scores, describe
 from jaxllm.rl.rollout import Sampler, SamplerSettings, stack
 
 MODEL = preset("nano", layers=1, vocab_size=48)
-PARAMS = jax.tree.map(lambda x: 4.0 * x, init(MODEL, jax.random.key(0)))  # far from uniform
+PARAMS = jax.tree.map(lambda x: 4.0 * x, random_weights(MODEL))  # far from uniform
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8]]
 WIDTH = 16
 SETTINGS = SamplerSettings(max_tokens=8, stop_tokens=(9, 10), valid_vocab=40, capacity=WIDTH,

@@ -7,6 +7,7 @@ lines are followed here in torch, with the place.
 
 import collections
 import functools
+import importlib
 import os
 import types
 
@@ -26,14 +27,6 @@ from jaxllm.rl.rollout import Rollout
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl", reason="the oracle: pip install 'jaxllm[peers]'")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its warning that this part may change
-from trl.experimental.gkd import GKDTrainer  # noqa: E402
-from trl.rewards import get_soft_overlong_punishment  # noqa: E402
-from trl.trainer.dpo_trainer import DPOTrainer  # noqa: E402
-from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
-from trl.trainer.kto_trainer import KTOTrainer  # noqa: E402
-from trl.trainer.reward_trainer import RewardTrainer  # noqa: E402
-from trl.trainer.rloo_trainer import RLOOTrainer  # noqa: E402
-
 rng = np.random.default_rng(0)
 B, T = 6, 7
 # A full row, one token, none, a hole where a tool spoke, and two rows whose policy has moved far.
@@ -47,6 +40,15 @@ ADVANTAGES = np.array([1.0, -0.5, 2.0, 0.0, -1.5, 0.7], np.float32)
 ONE_WORKER = types.SimpleNamespace(num_processes=1, gather=lambda x: x, gather_for_metrics=lambda x: x,
                                    reduce=lambda x, reduction: x, device="cpu")
 METRICS = collections.defaultdict(lambda: collections.defaultdict(list))
+
+
+def trl(module, name):
+    """Of TRL. Imported by the test that asks: every worker collects this file, and the import takes seconds."""
+    return getattr(importlib.import_module(f"trl.{module}"), name)
+
+
+def trainer_of(kind):
+    return trl(f"trainer.{kind.lower()}_trainer", f"{kind}Trainer")
 
 
 def bare(trainer, **attributes):
@@ -105,12 +107,12 @@ IMPORTANCE = np.exp(np.minimum(OLD - REFERENCE, 0.4))
     ({"dual_clip": 3.0}, {"args": {"delta": 3.0}}), ({"importance_BT": IMPORTANCE}, {"importance": IMPORTANCE}),
 ], ids=["dual_clip", "importance"])
 def test_what_no_algorithm_sets_is_trls(mine, theirs):
-    agree(ours(**mine), trl_policy(GRPOTrainer, LOGP, MASK, loss_type="bnpo", **theirs))
+    agree(ours(**mine), trl_policy(trainer_of("GRPO"), LOGP, MASK, loss_type="bnpo", **theirs))
 
 
 def test_rloo_has_trls_gradient():
     # Its value is that of the row once, ours that of each of its tokens; the gradient is the same.
-    _, theirs = trl_policy(RLOOTrainer, LOGP, MASK)
+    _, theirs = trl_policy(trainer_of("RLOO"), LOGP, MASK)
     _, mine = ours(ratio="product", average="constant", length=1, weight=B)
     agree(mine, theirs)
 
@@ -166,7 +168,7 @@ def reinforce_plus_plus():
 def test_algorithms_are_trls_from_the_rewards_on(name, kind, rows, theirs):
     advantages = torch_group(tensor(REWARDS), kind).reshape(B) if kind else reinforce_plus_plus()
     mine = jax.tree.map(lambda x: x * rows, end_to_end(name))
-    agree(mine, trl_policy(GRPOTrainer, LOGP, MASK, advantages=advantages, **theirs), tolerance=1e-5)
+    agree(mine, trl_policy(trainer_of("GRPO"), LOGP, MASK, advantages=advantages, **theirs), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("level, drop", [("token", False), ("sequence", False), ("token", True), ("sequence", True)])
@@ -183,7 +185,7 @@ def test_importance_weights_are_trls(level, drop):
 
 def test_overlong_penalty_is_trls():
     lengths = [0, 79, 80, 81, 90, 100, 101, 500]
-    expected = get_soft_overlong_punishment(100, 20)([[0] * length for length in lengths])
+    expected = trl("rewards", "get_soft_overlong_punishment")(100, 20)([[0] * length for length in lengths])
     agree(overlong_penalty(np.array(lengths), limit=100, buffer=20), np.array(expected))
 
 
@@ -209,7 +211,7 @@ def trl_direct(loss_type, rows=slice(None), **attributes):
     leaf, lengths = (tensor(x[rows].T.reshape(-1)) for x in (POLICY, LENGTHS))
     leaf.requires_grad_()
     model, mask = reply_model(leaf, lengths)
-    made = bare(DPOTrainer, **{"ld_alpha": None, "precompute_ref_logps": True, "f_divergence_type": "reverse_kl",
+    made = bare(trainer_of("DPO"), **{"ld_alpha": None, "precompute_ref_logps": True, "f_divergence_type": "reverse_kl",
                                "loss_types": [loss_type], "loss_weights": [1.0], "beta": 0.3, "label_smoothing": 0.0,
                                "use_weighting": False, **attributes})
     loss = made._compute_loss(model, {"input_ids": mask.long(), "attention_mask": mask, "completion_mask": mask.long(),
@@ -239,7 +241,7 @@ def test_kto_is_trls(desirable):
     policy, start, other, other_start = POLICY[:, 0], START[:, 0], POLICY[::-1, 1].copy(), START[:, 1]
     leaf = tensor(policy).requires_grad_()
     model, mask = reply_model(leaf, tensor(LENGTHS[:, 0]))
-    made = bare(KTOTrainer, calculate_KL=True, precompute_ref_logps=True, loss_type="kto", beta=0.1,
+    made = bare(trainer_of("KTO"), calculate_KL=True, precompute_ref_logps=True, loss_type="kto", beta=0.1,
                 desirable_weight=1.3, undesirable_weight=0.8)
     made._compute_kl_logps = lambda *_: tensor(other)
     theirs = made._compute_loss(model, {"label": tensor(desirable), "input_ids": mask.long(), "completion_mask": mask,
@@ -256,7 +258,7 @@ def test_kto_is_trls(desirable):
 def test_reward_loss_is_trls(margin):
     scores = np.array([[1.0, 0.0], [2.0, 2.0], [-80.0, 80.0], [0.5, -0.5]], np.float32)
     leaf = tensor(scores.T.reshape(-1, 1)).requires_grad_()
-    made = bare(RewardTrainer, args=types.SimpleNamespace(center_rewards_coefficient=0.01))
+    made = bare(trainer_of("Reward"), args=types.SimpleNamespace(center_rewards_coefficient=0.01))
     batch = {} if margin is None else {"margin": tensor(margin)}
     theirs = made.compute_loss(lambda **_: types.SimpleNamespace(logits=leaf), batch)
     theirs.backward()
@@ -276,7 +278,8 @@ def test_reward_loss_is_trls(margin):
 def test_distillation_is_trls(kind, beta, theirs):
     student, teacher = (rng.normal(0.0, 3.0, (B, T, 11)).astype(np.float32) for _ in range(2))
     leaf, labels = tensor(student).requires_grad_(), tensor(np.where(MASK, 1, -100))
-    loss = GKDTrainer.generalized_jsd_loss(leaf, tensor(teacher), labels, beta=theirs, temperature=1.5)
+    divergence = trl("experimental.gkd", "GKDTrainer").generalized_jsd_loss
+    loss = divergence(leaf, tensor(teacher), labels, beta=theirs, temperature=1.5)
     loss.backward()
     mine = jax.jit(jax.value_and_grad(lambda x: distill_loss(x, teacher, MASK, kind, beta=beta, temperature=1.5
                                                              )[0].value))(student)

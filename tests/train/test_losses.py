@@ -1,5 +1,7 @@
 """The losses against optax and against each other, in value and gradient; strict promotion throughout."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,9 @@ import pytest
 from jaxllm.train.losses import linear_cross_entropy, next_token_loss
 
 B, T, D, V = 3, 8, 16, 40
-TARGETS = jnp.array(np.random.default_rng(1).integers(0, V, (B, T)), jnp.int32)
+TARGETS = np.random.default_rng(1).integers(0, V, (B, T)).astype(np.int32)
 # Row 0 counts in part and unequally, row 1 not at all, row 2 whole: no mean of means can pass.
-WEIGHTS = jnp.array([[1, 0, 2, 0.5, 0, 0, 3, 1], [0] * T, [1] * T], jnp.float32)
+WEIGHTS = np.array([[1, 0, 2, 0.5, 0, 0, 3, 1], [0] * T, [1] * T], np.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +23,7 @@ def strict_promotion():
 
 
 def draw(shape, scale=1.0, seed=0):
-    return scale * jax.random.normal(jax.random.key(seed), shape)
+    return (scale * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
 
 
 def through_logits(hidden, head, weights=WEIGHTS, z_loss=0.0, softcap=0.0):
@@ -34,25 +36,26 @@ def through_logits(hidden, head, weights=WEIGHTS, z_loss=0.0, softcap=0.0):
 
 def test_next_token_loss_is_optax_cross_entropy():
     logits = draw((B, T, V), 3.0)
-    loss, cross_entropy = next_token_loss(logits, TARGETS, WEIGHTS)
-    each = optax.softmax_cross_entropy_with_integer_labels(logits, TARGETS)
-    np.testing.assert_allclose(loss.total, jnp.sum(each * WEIGHTS), rtol=1e-6)
+    loss, cross_entropy = jax.jit(next_token_loss)(logits, TARGETS, WEIGHTS)
+    each = np.asarray(jax.jit(optax.softmax_cross_entropy_with_integer_labels)(logits, TARGETS))
+    np.testing.assert_allclose(loss.total, np.sum(each * WEIGHTS), rtol=1e-6)
     assert float(loss.weight) == 15.5
-    np.testing.assert_allclose(loss.value, jnp.average(each, weights=WEIGHTS), rtol=1e-6)
+    np.testing.assert_allclose(loss.value, np.average(each, weights=WEIGHTS), rtol=1e-6)
     assert float(cross_entropy.total) == float(loss.total)
 
 
 def test_next_token_loss_gradient_is_optax_gradient():
     logits = draw((B, T, V), 3.0)
-    ours = jax.grad(lambda x: next_token_loss(x, TARGETS, WEIGHTS)[0].total)(logits)
-    theirs = jax.grad(lambda x: jnp.sum(
-        WEIGHTS * optax.softmax_cross_entropy_with_integer_labels(x, TARGETS)))(logits)
+    ours = jax.jit(jax.grad(lambda x: next_token_loss(x, TARGETS, WEIGHTS)[0].total))(logits)
+    theirs = jax.jit(jax.grad(lambda x: jnp.sum(
+        WEIGHTS * optax.softmax_cross_entropy_with_integer_labels(x, TARGETS))))(logits)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_z_loss_is_added_to_the_loss_and_kept_out_of_the_cross_entropy():
-    logits = jnp.zeros((1, 2, 4)) + 3.0
-    loss, cross_entropy = next_token_loss(logits, jnp.zeros((1, 2), jnp.int32), jnp.array([[1.0, 0.5]]), z_loss=0.1)
+    logits, weights = np.full((1, 2, 4), 3.0, np.float32), np.array([[1.0, 0.5]], np.float32)
+    loss, cross_entropy = jax.jit(functools.partial(next_token_loss, z_loss=0.1))(
+        logits, np.zeros((1, 2), np.int32), weights)
     log_z = 3.0 + np.log(4.0)
     np.testing.assert_allclose(cross_entropy.value, np.log(4.0), rtol=1e-6)
     np.testing.assert_allclose(loss.value, np.log(4.0) + 0.1 * log_z**2, rtol=1e-6)
@@ -75,7 +78,7 @@ def test_linear_cross_entropy_is_the_loss_of_all_logits(chunks, z_loss, softcap)
         return -2.5 * loss.value, (loss, cross_entropy)
 
     ours, sums = jax.jit(jax.grad(fused, argnums=(0, 1), has_aux=True))(hidden, head)
-    theirs, expected = jax.grad(plain, argnums=(0, 1), has_aux=True)(hidden, head)
+    theirs, expected = jax.jit(jax.grad(plain, argnums=(0, 1), has_aux=True))(hidden, head)
     for a, b in zip(jax.tree.leaves(sums), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     for a, b in zip(ours, theirs, strict=True):
@@ -94,18 +97,18 @@ def test_nothing_counted_gives_zero_and_zero_gradients(chunks):
     def value(hidden, head):
         return linear_cross_entropy(hidden, head, TARGETS, jnp.zeros((B, T)), z_loss=0.01, chunks=chunks)[0].value
 
-    loss, grads = jax.value_and_grad(value, argnums=(0, 1))(hidden, head)
+    loss, grads = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(hidden, head)
     assert float(loss) == 0.0
     for grad in grads:
-        np.testing.assert_array_equal(grad, jnp.zeros_like(grad))
+        np.testing.assert_array_equal(grad, np.zeros(grad.shape))
 
 
 def test_the_reported_cross_entropy_carries_no_gradient():
     hidden, head, logits = draw((B, T, D)), draw((V, D), seed=1), draw((B, T, V))
-    through = jax.grad(lambda h, w: linear_cross_entropy(h, w, TARGETS, WEIGHTS)[1].total, argnums=(0, 1))
-    plain = jax.grad(lambda x: next_token_loss(x, TARGETS, WEIGHTS)[1].total)(logits)
+    through = jax.jit(jax.grad(lambda h, w: linear_cross_entropy(h, w, TARGETS, WEIGHTS)[1].total, argnums=(0, 1)))
+    plain = jax.jit(jax.grad(lambda x: next_token_loss(x, TARGETS, WEIGHTS)[1].total))(logits)
     for grad in (*through(hidden, head), plain):
-        np.testing.assert_array_equal(grad, jnp.zeros_like(grad))
+        np.testing.assert_array_equal(grad, np.zeros(grad.shape))
 
 
 def test_bfloat16_hidden_states():
@@ -113,12 +116,13 @@ def test_bfloat16_hidden_states():
     hidden, head = draw((B, T, D)).astype(jnp.bfloat16), draw((V, D), seed=1)
     value = lambda f: lambda h, w: f(h, w)[0].value  # noqa: E731
     fused = value(lambda h, w: linear_cross_entropy(h, w, TARGETS, WEIGHTS, chunks=4))
-    ours, (d_hidden, d_head) = jax.value_and_grad(fused, argnums=(0, 1))(hidden, head)
-    theirs, expected = jax.value_and_grad(value(through_logits), argnums=(0, 1))(hidden.astype(jnp.float32), head)
+    ours, (d_hidden, d_head) = jax.jit(jax.value_and_grad(fused, argnums=(0, 1)))(hidden, head)
+    theirs, expected = jax.jit(jax.value_and_grad(value(through_logits), argnums=(0, 1)))(
+        hidden.astype(np.float32), head)
     assert (d_hidden.dtype, d_head.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(ours, theirs, rtol=2**-8)
     for a, b in zip((d_hidden, d_head), expected, strict=True):
-        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=2**-6 * float(jnp.abs(b).max()))
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=2**-6 * np.abs(b).max())
 
 
 def test_chunks_keep_the_logits_out_of_memory():
