@@ -30,6 +30,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Rows of the other side's batches (its own default is 1), and padded tokens of ours.
     config.batch_rows = 16
     config.batch_tokens = 8192
+    # Tokens of padding that one more of our compiled programs must save.
+    config.program_tokens = 1024
     return config
 
 

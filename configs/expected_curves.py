@@ -25,8 +25,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.band = str(pathlib.Path("configs") / "bands" / f"{name}.json")
     config.make_band = False
     config.band_seeds = (0, 1, 2, 3, 4)
-    # An alarm: some metric at some step is farther off than this many standard deviations.
-    config.sigmas = 5.0
+    # An alarm: some metric at some step is farther off than this many sigmas (of a normal distribution; see
+    # experiments/expected_curves_band.py).
+    config.sigmas = 3.5
     # Seeds without a bug, none of them in the band: false alarms are counted on these.
     config.clean_seeds = (100, 101, 102, 103, 104, 105, 106, 107, 108, 109)
     # Of experiments/expected_curves_bugs.py; each is run with these seeds.
@@ -41,4 +42,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def sweep() -> list[dict]:
     """The threshold: false alarms against bugs caught."""
-    return [{"sigmas": sigmas} for sigmas in (4.0, 5.0, 6.0, 8.0)]
+    return [{"sigmas": sigmas} for sigmas in (3.0, 3.5, 4.0, 4.5)]

@@ -5,7 +5,11 @@
     python -m experiments.rank --config.players="('sft=runs/sft/model','rl=runs/rl/model')" \\
         --config.prompts=prompts.jsonl --config.judge.kind=people              # a blind page, until Ctrl-C
 
-TO BE MEASURED
+Expected without settings: "taught little" is last by more than 500 points, and the gold judge tells nobody else apart;
+before a voter who likes length "RL on length" has 68 [47, 92] points more than before the same voter without that, and
+at equal style it is back. Two and a half CPU-minutes from nothing, half a minute with the models found.
+docs/arena.md has what was measured. Written: report.html, report.md, results.json, replies.jsonl and the votes, from
+which the same command goes on after a kill.
 """
 
 from ml_collections import ConfigDict

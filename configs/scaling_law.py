@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Of the Huber loss on log L; Chinchilla's is 1e-3.
     config.huber = 1e-3
     # Draws of the bootstrap over runs.
-    config.bootstrap = 200
+    config.bootstrap = 100
     # Runs at a time.
     config.parallel = 1
     config.run = run_config(arg or "world:0")

@@ -117,8 +117,8 @@ def _gamed(config: ConfigDict, found: Sequence[Numbers]) -> Table:
                      share(sum(one["styled"]), len(one["styled"]))])
     return Table("Votes that a gamed player needs", rows, f"Voters' bias {max(config.biases):g}; the player is the "
                  f"fourth best, {POINTS * 3 * config.step:.0f} Elo behind. From how many votes on, in powers of two "
-                 f"times 100, it is first and stays first: the median of {config.styled_arenas} arenas [95%, bootstrap "
-                 f"over arenas]. Without doubt: above all others jointly at 95%.")
+                 f"times 100 (the fewest looked at), it is first and stays first: the median of {config.styled_arenas} "
+                 f"arenas [95%, bootstrap over arenas]. Without doubt: above all others jointly at 95%.")
 
 
 def _claims(config: ConfigDict, found: Mapping[str, Sequence[Numbers]]) -> list[Claim]:
@@ -171,7 +171,7 @@ def _verbosity_picture(found: Sequence[Numbers]) -> str:
             low, high = np.array([np.quantile(error, (0.025, 0.975)) for error in errors]).T
             axes.fill_between(biases, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set(xlabel="voters' bias, nats for one standard deviation of length",
-                 ylabel="error of the longer player's score, Elo")
+                 ylabel="error of its score, Elo")
         axes.legend(frameon=False, loc="upper left")
     return report.picture(draw, height=3.2)
 

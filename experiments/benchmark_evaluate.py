@@ -20,7 +20,7 @@ from experiments.evaluate_harness import Answers
 from experiments.findings import Findings, Table, write
 from jaxllm.evals.evaluation import Result, evaluate
 from jaxllm.evals.intervals import share
-from jaxllm.evals.loglikelihood import LanguageModel, encode_pair
+from jaxllm.evals.language_model import LanguageModel, encode_pair
 from jaxllm.evals.task_table import open_task
 from jaxllm.evals.tasks import Task, pairs
 from jaxllm.model.config import Execution
@@ -85,7 +85,8 @@ def transformers_backend(config: ConfigDict, folder: pathlib.Path) -> Any:
 def timed(model: LanguageModel, tasks: Sequence[Task], config: ConfigDict) -> tuple[list[Result], float, float]:
     """(results, seconds by the clock, seconds of processor time) of ours, tokenising included, as on the other side."""
     begun, used = time.perf_counter(), time.process_time()
-    results = [evaluate(model, task, seed=config.seed, control=False, batch_tokens=config.batch_tokens)
+    results = [evaluate(model, task, seed=config.seed, control=False, batch_tokens=config.batch_tokens,
+                        program_tokens=config.program_tokens)
                for task in tasks]
     return results, time.perf_counter() - begun, time.process_time() - used
 

@@ -48,7 +48,8 @@ def main(config: ConfigDict, workdir: str) -> None:
     print(markdown_table(curation_report.funnel_rows(rows)))
     point_to(folder, pathlib.Path(workdir) / "latest")
     if config.tokens.make:
-        write_shards(config.tokens, folder)
+        cores = os.cpu_count() or 1
+        write_shards(config.tokens, folder, processes=min(config.where.workers or cores, cores))
     print(f"written: {folder}: documents, dropped, report.html" + (", tokens" if config.tokens.make else ""))
 
 
@@ -80,7 +81,7 @@ def find_inputs(config: ConfigDict, workdir: pathlib.Path):
     return Inputs(str(web), pattern="*.warc.gz", limit=given.limit)
 
 
-def write_shards(config: ConfigDict, folder: pathlib.Path) -> None:
+def write_shards(config: ConfigDict, folder: pathlib.Path, processes: int) -> None:
     """Token shards of the kept documents under `tokens/`, by the named tokenizer or one trained on them."""
     from jaxllm.data.sources import open_source
     from jaxllm.data.tokenize_corpus import tokenize_corpus
@@ -93,7 +94,7 @@ def write_shards(config: ConfigDict, folder: pathlib.Path) -> None:
         if not os.path.exists(tokenizer):
             train_tokenizer((document.text for document in documents), config.vocab_size, "gpt4").save(tokenizer)
     train, _ = tokenize_corpus(documents, tokenizer, folder / "tokens",
-                               validation_fraction=config.validation_fraction, processes=os.cpu_count() or 1)
+                               validation_fraction=config.validation_fraction, processes=processes)
     index = json.loads((train / "index.json").read_text())
     print(f"training shards: {index['tokens']:,} tokens of {index['documents']:,} documents")
 

@@ -21,11 +21,11 @@ from jaxllm.data.sources import open_source
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.evals import contamination, ifeval
 from jaxllm.evals.evaluation import Result, evaluate
-from jaxllm.evals.loglikelihood import LanguageModel
+from jaxllm.evals.language_model import LanguageModel
 from jaxllm.evals.task_table import core_names, open_task
 from jaxllm.evals.tasks import Task
 from jaxllm.model.config import Execution, load_config
-from jaxllm.model.params import abstract_params, init
+from jaxllm.model.params import abstract_params, init, unstack_blocks
 from jaxllm.rl import rewards
 from jaxllm.train.checkpoint import load_model
 from jaxllm.train.sharding import make_mesh, state_shardings
@@ -55,8 +55,8 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 def check(config: ConfigDict) -> None:
     """Refuses what would fail only after a model was trained or loaded."""
-    for key, least in (("limit", 0), ("shots", -1), ("max_length", 0), ("batch_tokens", 1), ("slots", 1),
-                       ("overlap_words", 1)):
+    for key, least in (("limit", 0), ("shots", -1), ("max_length", 0), ("batch_tokens", 1), ("program_tokens", 0),
+                       ("slots", 1), ("overlap_words", 1)):
         if config[key] < least:
             raise ValueError(f"config.{key} is {config[key]}; it must be at least {least}")
     if not 1 <= len(config.models) <= 2 or len(set(config.models)) < len(config.models):
@@ -111,6 +111,7 @@ def load(config: ConfigDict, path: str) -> LanguageModel:
     if path == UNTRAINED:
         params = jax.jit(init, static_argnums=(0, 2), out_shardings=shardings)(
             architecture, jax.random.key(config.seed), config.dtype)
+    params = unstack_blocks(params)  # once, not for every task
     return LanguageModel(params, architecture, tokenizer, Execution(dtype=config.dtype, scan=False), mesh, config.begin,
                          config.chat, config.max_length or None)
 
@@ -133,7 +134,8 @@ def kept_result(config: ConfigDict, folder: pathlib.Path, name: str, make: Calla
 
     def measure() -> dict[str, Any]:
         result = evaluate(make(), task, seed=config.seed, control=config.control, grade=grade, slots=config.slots,
-                          batch_tokens=config.batch_tokens, progress=progress(f"{name}, {task.name}"))
+                          batch_tokens=config.batch_tokens, program_tokens=config.program_tokens,
+                          progress=progress(f"{name}, {task.name}"))
         print(f"{name}, {task.name}: {evaluate_report.cell(result)}, {result.seconds:.1f} s", flush=True)
         return dataclasses.asdict(result)
 

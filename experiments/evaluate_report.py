@@ -69,18 +69,17 @@ def summary(result: Result) -> dict[str, Any]:
 
 def scores(names: Sequence[str], results: Sequence[Sequence[Result]], config: ConfigDict) -> Table:
     """The headline of every task and model beside its control and chance."""
-    rows = [["task", "metric", "items", *(head for name in names for head in (name, f"{name}: swapped")), "chance",
-             "note"]]
+    rows = [["task", "metric", "items", *(head for name in names for head in (name, f"{name}: swapped")), "chance"]]
     for of_task in zip(*results, strict=True):
         first = of_task[0]
         cells = [text for result in of_task for text in (cell(result), control_cell(result))]
         chance = f"{first.chance:.3f}" if first.metric in SHARES and first.chance else ""
-        rows.append([first.task, METRIC_NAMES.get(first.metric, first.metric), str(len(first.keys)), *cells, chance,
-                     first.note])
+        rows.append([first.task, METRIC_NAMES.get(first.metric, first.metric), str(len(first.keys)), *cells, chance])
     note = ("95% intervals: Wilson for shares of items, bootstrap over texts for bits per byte, Student's t else. "
             "Swapped: the context taken from another item, the candidates kept (of a generation, the reply to another "
             "item): what a prior over answers earns." if config.control else "95% intervals.")
-    return Table("Scores", rows, note)
+    notes = [f"{result.task}: {result.note}" for result in results[0] if result.note]
+    return Table("Scores", rows, " ".join([note, *notes]))
 
 
 def control_cell(result: Result) -> str:

@@ -1,8 +1,9 @@
 """The expected curves of a config: a band of a few seeds for every logged step, and how far a run is off it.
 
 A band is a JSON file beside the configs: of each metric the steps, the mean over seeds and the standard deviation, and
-the settings it is of. A run's deviation is in standard deviations of a new seed, (x - mean) / (sd sqrt(1 + 1/n)). With
-five seeds the sd of one step is itself uncertain by a third, so variances are averaged over neighbouring steps.
+the settings it is of. A run's deviation is t = (x - mean) / (sd sqrt(1 + 1/n)), Student's t of a new seed with n - 1
+degrees of freedom, told as the sigmas of a normal distribution that are as rare: five seeds know their sd badly, and 8
+of theirs are 3.2 sigmas. Variances are averaged over neighbouring steps.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
+from scipy.stats import norm as normal
+from scipy.stats import t as student
 
 from experiments import report
 from jaxllm.train.metrics import read_metrics
@@ -30,7 +33,7 @@ _NEIGHBOURS = 2
 # Keys that change where a run stands and what it shows, and not its curve.
 _BESIDE = ("seed", "data.cache", "data.processes", "data.shard_tokens", "mesh", "sample_steps", "sample_prompts",
            "sample_tokens", "sample_temperature", "checkpoint_steps", "keep_checkpoints", "wandb_project")
-SIGMAS = 5.0
+SIGMAS = 3.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Deviation:
     """How far a run is off its band.
 
     Attributes:
-      by_metric: metric -> (steps, deviations in standard deviations); a value that is not finite is infinitely far off.
+      by_metric: metric -> (steps, deviations in sigmas); a value that is not finite is infinitely far off.
     """
 
     by_metric: Mapping[str, tuple[list[int], list[float]]]
@@ -127,9 +130,16 @@ def deviation(band: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> 
     for name, of in band["metrics"].items():
         both = [(step, mean, sd) for step, mean, sd in zip(of["steps"], of["mean"], of["sd"], strict=True)
                 if step in run.get(name, {})]
-        z = [(run[name][step] - mean) / (max(sd, 1e-9) * wider) for step, mean, sd in both]
-        found[name] = ([step for step, _, _ in both], [value if math.isfinite(value) else math.inf for value in z])
+        t = np.array([(run[name][step] - mean) / (max(sd, 1e-9) * wider) for step, mean, sd in both])
+        z = np.sign(t) * normal.isf(student.sf(np.abs(t), band["seeds"] - 1))
+        found[name] = ([step for step, _, _ in both], np.where(np.isfinite(z), z, np.inf).tolist())
     return Deviation(found)
+
+
+def half_width(band: Mapping[str, Any], metric: str, sigmas: float) -> np.ndarray:
+    """How far a new seed may be off a metric's mean, at each of its steps, to be within so many sigmas."""
+    quantile = student.isf(normal.sf(sigmas), band["seeds"] - 1)
+    return quantile * math.sqrt(1 + 1 / band["seeds"]) * np.array(band["metrics"][metric]["sd"])
 
 
 def verdict(config: ConfigDict, folder: pathlib.Path, bands: pathlib.Path = FOLDER) -> str:

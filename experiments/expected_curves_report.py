@@ -15,7 +15,7 @@ from experiments.findings import Findings, Table
 from jaxllm.evals.intervals import share
 
 CLEAN = "no bug"
-_THRESHOLDS = (3.0, 4.0, 5.0, 6.0, 8.0, 12.0)
+_THRESHOLDS = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
 Records = list[dict[str, Any]]
 
 
@@ -53,9 +53,8 @@ def _bugs(config: ConfigDict, found: Mapping[str, list[bands.Deviation]], runs: 
             _range([one.largest[0] for one in found[name]]),
             f"{np.mean(finite):.3f}" if finite else "not finite"])
     return Table("How soon each bug is seen", rows, (
-        f"An alarm: a metric farther than {config.sigmas:g} standard deviations off the band at one of {len(steps)} "
-        f"logged steps, the last of which is {steps[-1]}. The bug is there in validation as well, as in code that both "
-        f"share."))
+        f"An alarm: a metric farther than {config.sigmas:g} sigmas off the band at one of {len(steps)} logged steps, "
+        f"the last of which is {steps[-1]}. The bug is there in validation as well, as in code that both share."))
 
 
 def _range(values: Sequence[float]) -> str:
@@ -83,10 +82,10 @@ def _shown(runs: Mapping[str, Sequence[Records]]) -> str:
 
 
 def _losses(band: Mapping[str, Any], runs: Mapping[str, Sequence[Records]]) -> str:
-    """Training loss, or reward, of the first run with each bug over the band of five sigmas."""
+    """Training loss, or reward, of the first run with each bug over the band."""
     shown = "reward" if _shown(runs) == "reward" else "loss"
     of = band["metrics"][shown]
-    steps, mean, sd = (np.array(of[key]) for key in ("steps", "mean", "sd"))
+    steps, mean = (np.array(of[key]) for key in ("steps", "mean"))
 
     def draw(axes: Any) -> None:
         names = [name for name, made in runs.items() if made and name != CLEAN]
@@ -94,7 +93,7 @@ def _losses(band: Mapping[str, Any], runs: Mapping[str, Sequence[Records]]) -> s
             curve = bands.curves(runs[name][0])[shown]
             axes.plot(list(curve), list(curve.values()), linewidth=1.1, color=_colour(i), linestyle=_style(i),
                       label=name.replace("_", " "))
-        room = bands.SIGMAS * sd
+        room = bands.half_width(band, shown, bands.SIGMAS)
         axes.fill_between(steps, mean - room, mean + room, color="0.2", alpha=0.2, linewidth=0)
         axes.plot(steps, mean, color="0.1", linewidth=1.6, label=f"band, {bands.SIGMAS:g} sigmas")
         axes.set(xlabel="step", ylabel="reward" if shown == "reward" else "training loss, nats a token")
@@ -121,7 +120,7 @@ def _farthest(config: ConfigDict, found: Mapping[str, list[bands.Deviation]]) ->
                       label=name.replace("_", " "))
         axes.plot([], [], color="0.65", linewidth=0.8, label="no bug")
         axes.axhline(config.sigmas, color="0.2", linewidth=1, linestyle=":")
-        axes.set(yscale="log", xlabel="step", ylabel="standard deviations")
+        axes.set(yscale="log", xlabel="step", ylabel="sigmas")
         axes.legend(frameon=False, fontsize=7.5, ncols=2)
 
     return report.picture(draw, 4.6)

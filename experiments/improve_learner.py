@@ -26,7 +26,7 @@ from jaxllm.rl.policy_step import PolicyModel, PolicyState
 from jaxllm.rl.rollout import stack
 from jaxllm.train import sharding
 from jaxllm.train.optimizer import learning_rate_schedule, make_optimizer
-from jaxllm.train.step import init_state, make_train_step
+from jaxllm.train.step import TrainState, init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +73,12 @@ class Learner:
                                    tuple(sorted(config.optimizer.to_dict().items())),
                                    config.steps * plan.settings.updates, config.microbatches, mesh)
         self._reference = self._placed(start.params)
-        params = policy_step.init_policy(jax.tree.map(jnp.copy, self._reference), start.model, plan.policy.critic)
-        self.state = self._placed(PolicyState(init_state(params, self._programs.optimizer),
-                                              jnp.float32(plan.settings.kl_coefficient)))
+
+        @jax.jit
+        def begin(reference: Params) -> TrainState:
+            params = policy_step.init_policy(jax.tree.map(jnp.copy, reference), start.model, plan.policy.critic)
+            return init_state(params, self._programs.optimizer)
+        self.state = self._placed(PolicyState(begin(self._reference), np.float32(plan.settings.kl_coefficient)))
 
     @property
     def done(self) -> int:

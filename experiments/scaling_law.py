@@ -116,9 +116,11 @@ def fitted(config: ConfigDict, data: dict[str, Any]) -> dict[str, Any]:
 
     every_WS = np.tile(np.arange(seeds), (len(losses_WSB), 1))
     law, compute = of_seeds(size_WB2, every_WS), of_seeds(flops_WB1, every_WS)
-    # Losses of one run at its budgets share its seed and its trunk: whole runs are drawn anew, within each width.
+    # Losses of one run at its budgets share its seed and its trunk: whole runs are drawn anew, within each width. With
+    # one seed there is nothing to draw.
     rng = np.random.default_rng(0)
-    drawn = [of_seeds(size_WB2, rng.integers(0, seeds, every_WS.shape), law) for _ in range(config.bootstrap)]
+    draws = config.bootstrap if seeds > 1 else 0
+    drawn = [of_seeds(size_WB2, rng.integers(0, seeds, every_WS.shape), law) for _ in range(draws)]
     by_seed: dict[str, list] = {"law": [], "compute": [], "nearest": []}
     for seed in range(seeds):
         by_seed["law"].append(of_seeds(size_WB2, every_WS[:, seed:seed + 1])(size_WB2).tolist())

@@ -5,7 +5,8 @@ With x = (N, D) it is the law of Hoffmann et al., Training Compute-Optimal Large
 of compute. Besiroglu et al., Chinchilla Scaling: A replication attempt, 2024 (https://arxiv.org/abs/2404.10102) show
 what went wrong in the first: L-BFGS stopped early, because the mean of Huber losses of 1e-3 is tiny beside its
 tolerance, and exponents were rounded. Here sizes are centred, residuals are in units of the Huber threshold, and
-nothing is rounded. The objective is a sum of squares but for outliers, so a Gauss-Newton method replaces L-BFGS.
+nothing is rounded. Where the law fits badly, most residuals are far beyond the threshold and the objective has edges,
+on which Gauss-Newton crawls; SLSQP ends in one optimum from all starts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import least_squares
+from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
 
@@ -63,26 +64,23 @@ def fit(sizes_PK: np.ndarray, losses_P: np.ndarray, huber: float = 1e-3, starts:
     centre = x_PK.mean(0)
     x_PK, y_P = x_PK - centre, np.log(losses_P)
 
-    def terms_of(theta: np.ndarray) -> np.ndarray:
-        """Logarithms of E and of every power term at every point: [P, 1 + K]."""
-        return np.concatenate([np.full((points, 1), theta[0]), theta[1:terms + 1] - theta[terms + 1:] * x_PK], 1)
-
-    def residuals(theta: np.ndarray) -> np.ndarray:
-        return logsumexp(terms_of(theta), axis=1) - y_P
-
-    def jacobian(theta: np.ndarray) -> np.ndarray:
-        share = softmax(terms_of(theta), axis=1)  # of each term in the prediction
-        return np.concatenate([share, -share[:, 1:] * x_PK], 1)
+    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """The summed loss, in squares of the threshold, and its gradient."""
+        logs = np.concatenate([np.full((points, 1), theta[0]), theta[1:terms + 1] - theta[terms + 1:] * x_PK], 1)
+        r_P = (logsumexp(logs, axis=1) - y_P) / huber
+        slope_P, size_P = np.clip(r_P, -1.0, 1.0), np.abs(r_P)
+        share = softmax(logs, axis=1)  # of each term in the prediction: the derivative of its logarithm
+        gradient = np.concatenate([slope_P @ share, -(slope_P @ (share[:, 1:] * x_PK))]) / huber
+        return np.where(size_P <= 1.0, 0.5 * r_P**2, size_P - 0.5).sum(), gradient
 
     smallest = y_P.min()
-    low = np.array([smallest - 6.0, *[smallest - 12.0] * terms, *[0.0] * terms])
-    high = np.array([smallest, *[y_P.max() + 3.0] * terms, *[3.0] * terms])
-    found = [least_squares(residuals, np.clip(start, low + 1e-6, high - 1e-6), jacobian, (low, high), loss="huber",
-                           f_scale=huber, x_scale="jac", ftol=1e-12, xtol=1e-10, gtol=1e-14, max_nfev=300)
+    bounds = [(smallest - 6.0, smallest), *[(smallest - 12.0, y_P.max() + 3.0)] * terms, *[(0.0, 3.0)] * terms]
+    found = [minimize(objective, start, jac=True, method="SLSQP", bounds=bounds,
+                      options={"maxiter": 1000, "ftol": 1e-12})
              for start in (starts if starts is not None else _grid(y_P, terms))]
-    best = min(found, key=lambda result: result.cost)
+    best = min(found, key=lambda result: result.fun)
     scales, exponents = best.x[1:terms + 1], best.x[terms + 1:]
-    return Law(float(np.exp(best.x[0])), scales + exponents * centre, exponents, float(best.cost) / huber**2)
+    return Law(float(np.exp(best.x[0])), scales + exponents * centre, exponents, float(best.fun))
 
 
 def _grid(y_P: np.ndarray, terms: int) -> list[np.ndarray]:

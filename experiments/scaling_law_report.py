@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,14 @@ def _methods(errors: dict[str, np.ndarray], held_WB: np.ndarray, data: dict[str,
         rows.append([title, spread(t_interval(list(100 * errors[name])), 2), more,
                      f"{100 * signed[:, held_WB].mean():+.2f}",
                      "0" if name == "nearest" else f"{100 * np.abs(signed[:, ~held_WB]).mean():.2f}"])
-    noise = np.array(data["losses"]).std(1, ddof=1) if len(data["losses"][0]) > 1 else np.zeros(held_WB.shape)
-    scale = np.array(data["losses"]).mean(1)
+    losses_WSB = np.array(data["losses"])
+    about = f"Mean absolute error of the loss over {held_WB.sum()} sizes that no fit saw"
+    if losses_WSB.shape[1] == 1:
+        return Table("Held-out prediction", rows, f"{about}. One seed: nothing is known of its noise.")
+    noise = 100 * np.sqrt(2) * (losses_WSB.std(1, ddof=1) / losses_WSB.mean(1))[held_WB].mean()
     return Table("Held-out prediction", rows, (
-        f"Mean absolute error of the loss over {held_WB.sum()} sizes that no fit saw, fitted and judged seed by seed; "
-        f"mean [95%, Student's t over {len(data['losses'][0])} seeds]. Noise: two seeds of one size differ by "
-        f"{100 * np.sqrt(2) * (noise / scale)[held_WB].mean():.2f}% (standard deviation of the difference). "
-        f"{verdict(errors)}"))
+        f"{about}, fitted and judged seed by seed; mean [95%, Student's t over {losses_WSB.shape[1]} seeds]. Noise: "
+        f"two seeds of one size differ by {noise:.2f}% (standard deviation of the difference). {verdict(errors)}"))
 
 
 def verdict(errors: dict[str, np.ndarray]) -> str:
@@ -71,12 +73,12 @@ def _law(found: dict[str, Any]) -> Table:
         alpha, beta = law["exponents"]
         return [law["floor"], law["log_scales"][0], alpha, law["log_scales"][1], beta, beta / max(alpha + beta, 1e-9)]
 
-    drawn = np.array([values(law) for law in found["bootstrap"]])
-    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    drawn = [values(law) for law in found["bootstrap"]]
+    low, high = _quantiles(drawn, np.shape(values(found["law"])))
     names = ("E, nats", "log A", "alpha", "log B", "beta", "best N grows as C to the power")
     floor, log_scale, exponent = (found["compute"][key] for key in ("floor", "log_scales", "exponents"))
     rows = [["", "fit", "95%, bootstrap over runs"]]
-    rows += [[name, f"{value:.3f}", f"{a:.3f} to {b:.3f}"]
+    rows += [[name, f"{value:.3f}", f"{a:.3f} to {b:.3f}" if drawn else "one seed: none"]
              for name, value, a, b in zip(names, values(found["law"]), low, high, strict=True)]
     return Table("L = E + A / N^alpha + B / D^beta", rows, (
         f"N: all parameters, D: tokens. The control has E = {floor:.3f}, log A = {log_scale[0]:.3f}, exponent "
@@ -85,17 +87,22 @@ def _law(found: dict[str, Any]) -> Table:
 
 
 def _points(config: ConfigDict, data: dict[str, Any], found: dict[str, Any], held_WB: np.ndarray) -> Table:
-    drawn = np.array(found["predicted_bootstrap"])
-    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    low, high = _quantiles(found["predicted_bootstrap"], held_WB.shape)
     rows, inside = [["width", "parameters", "tokens", "measured", "predicted [95%, bootstrap]", "error, %"]], 0
     for w, b in zip(*np.nonzero(held_WB), strict=True):
         measured, predicted = t_interval([run[b] for run in data["losses"][w]]), found["predicted"][w][b]
         inside += bool(low[w, b] <= measured[0] <= high[w, b])
         rows.append([str(config.widths[w]), f"{data['params'][w]:,}", f"{data['tokens'][b]:,}", spread(measured),
                      spread((predicted, low[w, b], high[w, b])), f"{100 * (predicted / measured[0] - 1):+.2f}"])
-    return Table("Each size held out", rows, (
-        f"Measured: mean over seeds [95%, Student's t]. {inside} of the {held_WB.sum()} measured means lie in the "
-        f"interval of their prediction."))
+    note = "Measured: mean over seeds [95%, Student's t]."
+    return Table("Each size held out", rows, note if not found["bootstrap"] else (
+        f"{note} {inside} of the {held_WB.sum()} measured means lie in the interval of their prediction."))
+
+
+def _quantiles(draws: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Ends of the central 95% of draws, [2, *shape]; infinite where there are none."""
+    return np.quantile(np.array(draws), (0.025, 0.975), axis=0) if draws else np.stack(
+        [np.full(shape, -np.inf), np.full(shape, np.inf)])
 
 
 def _losses(config: ConfigDict, data: dict[str, Any], found: dict[str, Any], held_WB: np.ndarray) -> str:

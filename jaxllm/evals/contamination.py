@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from jaxllm.data.curate.decontaminate import build_index, scan
+from jaxllm.data.curate.decontaminate import NgramIndex, build_index, scan
 from jaxllm.data.shards import TokenShards
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.evals.tasks import Item, Task
@@ -50,20 +50,33 @@ def overlaps(tasks: Sequence[Task], documents: Iterable[str], *, n: int = 13, mi
       documents: texts, read once.
       n, min_words: as `decontaminate.build_index` takes them; GPT-3 took 13 words for most sets.
 
+    Raises:
+      ValueError: when n or min_words is below 1.
+
     References: Brown et al., 2020, appendix C. https://arxiv.org/abs/2005.14165
     """
-    indices = [build_index(((str(i), item_text(item)) for i, item in enumerate(task.items)), n, min_words,
-                           max(len(task.items) // 10, 1)) for task in tasks]
+    if n < 1 or min_words < 1:
+        raise ValueError(f"n={n}, min_words={min_words}: choose 1 or more")
+    indices = [_index(task, n, min_words) for task in tasks]
     best: list[dict[int, float]] = [{} for _ in tasks]
     count = 0
     for text in documents:
         count += 1
         for shares, index in zip(best, indices, strict=True):
-            for match in scan(text, index):
+            for match in scan(text, index) if index else ():
                 shares[match.item] = max(match.share, shares.get(match.item, 0.0))
-    return [Overlap(task.name, len(task.items), int((index.item_grams > 0).sum()),
+    return [Overlap(task.name, len(task.items), int((index.item_grams > 0).sum()) if index else 0,
                     {task.items[i].key: share for i, share in sorted(shares.items())}, count)
             for task, index, shares in zip(tasks, indices, best, strict=True)]
+
+
+def _index(task: Task, n: int, min_words: int) -> NgramIndex | None:
+    """None where no item can be looked for, as in a task of sums."""
+    texts = [(str(i), item_text(item)) for i, item in enumerate(task.items)]
+    try:
+        return build_index(texts, n, min_words, max(len(texts) // 10, 1))
+    except ValueError:  # all are too short, or share every gram
+        return None
 
 
 def shard_documents(shards: TokenShards, tokenizer: Tokenizer, *, block: int = 1 << 20) -> Iterator[str]:

@@ -19,14 +19,8 @@ from scipy.stats import binomtest
 from jaxllm.evals import rolling
 from jaxllm.evals.generation import complete
 from jaxllm.evals.intervals import bootstrap, t_interval, wilson
-from jaxllm.evals.loglikelihood import (
-    BATCH_TOKENS,
-    LanguageModel,
-    Progress,
-    Scored,
-    encode_pair,
-    loglikelihoods,
-)
+from jaxllm.evals.language_model import LanguageModel, encode_pair
+from jaxllm.evals.loglikelihood import BATCH_TOKENS, PROGRAM_TOKENS, Progress, Scored, loglikelihoods
 from jaxllm.evals.tasks import METRICS, Item, Task, counterfactual, pairs, prefix
 
 # (verifier, reply, answer) -> something with a score of 0 to 1; `jaxllm.rl.rewards.grade` is one.
@@ -94,7 +88,8 @@ class Difference:
 
 
 def evaluate(model: LanguageModel, task: Task, *, seed: int = 0, control: bool = True, grade: Grade | None = None,
-             batch_tokens: int = BATCH_TOKENS, slots: int = 16, progress: Progress | None = None) -> Result:
+             batch_tokens: int = BATCH_TOKENS, program_tokens: int = PROGRAM_TOKENS, slots: int = 16,
+             progress: Progress | None = None) -> Result:
     """Puts every item of a task to a model.
 
     Args:
@@ -104,7 +99,7 @@ def evaluate(model: LanguageModel, task: Task, *, seed: int = 0, control: bool =
       control: whether to measure the counterfactual too; it costs as much as the task, but nothing for generations,
         where each reply is graded against another item's answer.
       grade: for generations.
-      batch_tokens: of a batch of log-likelihoods, on each device.
+      batch_tokens, program_tokens: as `loglikelihoods` takes them.
       slots: replies written at once, on each device.
       progress: called with (done, in all).
 
@@ -113,11 +108,11 @@ def evaluate(model: LanguageModel, task: Task, *, seed: int = 0, control: bool =
     """
     begun = time.perf_counter()
     if task.kind == "document":
-        found = _documents(model, task, batch_tokens, progress)
+        found = _documents(model, task, batch_tokens, program_tokens, progress)
     elif task.kind == "generation":
         found = _generations(model, task, seed, control, grade, slots, progress)
     else:
-        found = _candidates(model, task, seed, control, batch_tokens, progress)
+        found = _candidates(model, task, seed, control, batch_tokens, program_tokens, progress)
     return Result(task.name, task.kind, task.metric, task.chance, [_key(task, i) for i in range(len(task.items))],
                   seconds=time.perf_counter() - begun, note=task.note, **found)
 
@@ -126,9 +121,10 @@ def _key(task: Task, index: int) -> str:
     return task.items[index].key or str(index)
 
 
-def _documents(model: LanguageModel, task: Task, batch_tokens: int, progress: Progress | None) -> dict[str, Any]:
+def _documents(model: LanguageModel, task: Task, batch_tokens: int, program_tokens: int, progress: Progress | None
+               ) -> dict[str, Any]:
     found = rolling.score_texts(model, [item.choices[0] for item in task.items], batch_tokens=batch_tokens,
-                                progress=progress)
+                                program_tokens=program_tokens, progress=progress)
     return {"scores": {"bits_per_byte": [score.bits_per_byte for score in found]},
             "weights": [float(score.bytes) for score in found], "control": [None] * len(found),
             "tokens": sum(score.tokens for score in found), "logp": [score.logp for score in found]}
@@ -161,7 +157,7 @@ def _other(task: Task, index: int, seed: int) -> int | None:
     return next((int(i) for i in order if task.items[i].answer != task.items[index].answer), None)
 
 
-def _candidates(model: LanguageModel, task: Task, seed: int, control: bool, batch_tokens: int,
+def _candidates(model: LanguageModel, task: Task, seed: int, control: bool, batch_tokens: int, program_tokens: int,
                 progress: Progress | None) -> dict[str, Any]:
     """Items and their controls in one list, so that they share batches."""
     items: list[tuple[int, Item | None]] = [(i, None) for i in range(len(task.items))]
@@ -170,7 +166,7 @@ def _candidates(model: LanguageModel, task: Task, seed: int, control: bool, batc
                   if (swapped := counterfactual(task, i, seed)) is not None]
     texts = [pairs(task, index, seed, item) for index, item in items]
     asked = [encode_pair(model, *pair) for some in texts for pair in some]
-    scored = loglikelihoods(model, asked, batch_tokens=batch_tokens, progress=progress)
+    scored = loglikelihoods(model, asked, batch_tokens=batch_tokens, program_tokens=program_tokens, progress=progress)
     scores: dict[str, list[float]] = {name: [] for name in METRICS[task.kind]}
     swapped_scores: list[float | None] = [None] * len(task.items)
     weights, own, at = [], 0, 0

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from jaxllm.data.chat import end_of_turn, render
-from jaxllm.evals.loglikelihood import LanguageModel, Progress, encode_context
+from jaxllm.evals.language_model import LanguageModel, encode_context
+from jaxllm.evals.loglikelihood import Progress
 from jaxllm.infer.engine import Engine, Request
 from jaxllm.infer.sampling import SamplingSettings
 from jaxllm.infer.text_stream import TextStream

@@ -21,7 +21,8 @@ except ImportError as error:
 from jaxllm.data.chat import render
 from jaxllm.evals import rolling
 from jaxllm.evals.generation import complete
-from jaxllm.evals.loglikelihood import BATCH_TOKENS, LanguageModel, encode_pair, loglikelihoods
+from jaxllm.evals.language_model import LanguageModel, encode_pair
+from jaxllm.evals.loglikelihood import BATCH_TOKENS, loglikelihoods
 
 MAX_TOKENS = 256  # of a generation whose task does not say
 _KNOWN = {"until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature"}

@@ -6,16 +6,15 @@
 
 The continuations of one context share it: the context is run once into a cache, and each continuation is read against
 a copy of that cache. Contexts that begin alike (the same shots before each question) share that beginning in the same
-way. No logits are computed on contexts, a continuation of one token needs no second run, and the
-logits of longer ones stand a few positions at a time. Batches have few shapes (rows, width of contexts, continuations a
-context, width of those), so that few programs compile; over a mesh the contexts of a batch are split by its data axes.
+way. No logits are computed on contexts, a continuation of one token needs no second run, and the logits of longer ones
+stand a few positions at a time. Batches have few shapes (rows, width of contexts, continuations a context, width of
+those), so that few programs compile; over a mesh the contexts of a batch are split by its data axes.
 """
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import dataclasses
-import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -24,65 +23,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
-from jax.sharding import Mesh
 
-from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.evals import loglikelihood_steps as steps
-from jaxllm.model.config import Execution, ModelConfig
-from jaxllm.model.params import Params, unstack_blocks
+from jaxllm.evals.language_model import LanguageModel, Pair
+from jaxllm.model.params import unstack_blocks
 from jaxllm.train.sharding import batch_sharding
 
-Pair = tuple[Sequence[int], Sequence[int]]
+Widths = tuple[int, int, int]  # of contexts, continuations a context, width of continuations
 Progress = Callable[[int, int], None]  # called with (pairs done, pairs in all) after each batch
 
 BATCH_TOKENS = 8192  # of a batch, padding included, on each device
-_CONTEXT_WIDTHS = (1, 16, 32, 48, 64, 96)
-_CHOICE_WIDTHS = (0, 4, 8, 16, 32, 64)
+PROGRAM_TOKENS = 4096  # of padding that one more compiled program must save
+_CONTEXT_WIDTHS = (1, 16, 24, 32, 48, 64, 96)
+_CHOICE_WIDTHS = (0, 4, 8, 12, 16, 24, 32, 48, 64)
 _MOST_ROWS = 256  # contexts of a batch, on each device
 _FAMILY = 4  # contexts with the same first chunk, from which on their common beginning is run by itself
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LanguageModel:
-    """What is evaluated.
-
-    Attributes:
-      params, config, tokenizer: the model. Over a mesh the params lie on it already.
-      execution: dtype and attention.
-      mesh: None is one device.
-      begin: whether `begin_of_text` stands before every prompt, as it stood before documents in training. lm-eval's
-        transformers backend puts none where the tokenizer's authors did not.
-      chat: whether generations are asked as a user's message, in the tokenizer's chat format.
-      max_length: positions that may be used; None is the model's.
-    """
-
-    params: Params
-    config: ModelConfig
-    tokenizer: Tokenizer
-    execution: Execution = Execution()
-    mesh: Mesh | None = None
-    begin: bool = True
-    chat: bool = False
-    max_length: int | None = None
-
-    @property
-    def positions(self) -> int:
-        """Positions that may be used."""
-        return min(self.max_length or self.config.max_positions, self.config.max_positions)
-
-    @property
-    def before(self) -> list[int]:
-        """The ids that stand before every prompt."""
-        return [self.tokenizer.begin_of_text] if self.begin else []
-
-    def on_mesh(self) -> contextlib.AbstractContextManager:
-        """Where its programs are called."""
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-    @property
-    def parts(self) -> int:
-        """Devices over which the rows of a batch are split."""
-        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,39 +53,6 @@ class Scored:
     logp: float
     greedy: bool
     tokens: int
-
-
-def encode_pair(model: LanguageModel, context: str, continuation: str) -> Pair:
-    """Token ids of a context and of the continuation as it is cut behind that context.
-
-    Blanks at the end of the context go to the continuation, where a tokenizer joins them to the next word; the pair is
-    then encoded as one text, and the continuation is what follows as many tokens as the context has alone. An empty
-    context is the token that begins a text.
-
-    Raises:
-      ValueError: for an empty continuation.
-
-    References: lm-evaluation-harness, `TemplateLM._encode_pair`. https://github.com/EleutherAI/lm-evaluation-harness
-    """
-    blanks = len(context) - len(context.rstrip())
-    if blanks:
-        context, continuation = context[:-blanks], context[-blanks:] + continuation
-    if not continuation:
-        raise ValueError(f"the continuation of {context[-40:]!r} is empty; it must have a text to score")
-    own, whole = _encoded(model.tokenizer, context), model.tokenizer.encode(context + continuation)
-    if len(whole) <= len(own):  # cut inside a word whose token is longer: the continuation takes that token
-        own = [id for id, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(own, whole, strict=False))]
-    return [*model.before, *own] or [model.tokenizer.begin_of_text], whole[len(own):]
-
-
-def encode_context(model: LanguageModel, context: str) -> list[int]:
-    """Token ids of a prompt, with what the model wants before it."""
-    return [*model.before, *_encoded(model.tokenizer, context)]
-
-
-@functools.lru_cache(maxsize=64)  # the candidates of an item have one context
-def _encoded(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(text))
 
 
 def fitted(pair: Pair, positions: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -162,13 +84,15 @@ class _Group:
 
 
 def loglikelihoods(model: LanguageModel, asked: Sequence[Pair], *, batch_tokens: int = BATCH_TOKENS,
-                   progress: Progress | None = None) -> list[Scored]:
+                   program_tokens: int = PROGRAM_TOKENS, progress: Progress | None = None) -> list[Scored]:
     """Scores continuations under their contexts, in the order asked.
 
     Args:
       model: see `LanguageModel`.
       asked: (context ids, continuation ids); contexts are cut from the left to fit.
       batch_tokens: of a batch, padding included, on each device; bounds memory.
+      program_tokens: of padding that one more compiled program must save: few for a large model on a CPU, many on an
+        accelerator.
       progress: called after each batch.
 
     Raises:
@@ -176,24 +100,31 @@ def loglikelihoods(model: LanguageModel, asked: Sequence[Pair], *, batch_tokens:
     """
     groups = _grouped(model, asked)
     params = unstack_blocks(model.params)
-    found: list[Scored | None] = [None] * len(asked)
-    done = 0
-    for shared, batch, shape in _batches(groups, batch_tokens, model.parts):
+    found: dict[int, Scored] = {}
+    flights: collections.deque[tuple[Sequence[_Group], jax.Array, jax.Array]] = collections.deque()
+    for shared, batch, shape in _batches(groups, batch_tokens, program_tokens, model.parts):
         beginning = np.zeros((_width(len(shared), (0, *_CONTEXT_WIDTHS)),), np.int32)
         beginning[:len(shared)] = shared
         with model.on_mesh():
-            logp, greedy = steps.score(params, beginning, np.int32(len(shared)), *_placed(model, _arrays(batch, shape)),
-                                       model.config, model.execution)
-        logp, greedy = (np.asarray(x if x.is_fully_addressable else process_allgather(x, tiled=True))
-                        for x in (logp, greedy))
-        for row, group in enumerate(batch):
-            for column, place in enumerate(group.places):
-                found[place] = Scored(float(logp[row, column]), bool(greedy[row, column]),
-                                      len(group.continuations[column]))
-            done += len(group.places)
+            flights.append((batch, *steps.score(params, beginning, np.int32(len(shared)),
+                                                *_placed(model, _arrays(batch, shape)), model.config, model.execution)))
+        if len(flights) > 1:  # the next batch is on its way before the last is read
+            found |= _fetched(*flights.popleft())
+            if progress:
+                progress(len(found), len(asked))
+    for flight in flights:
+        found |= _fetched(*flight)
         if progress:
-            progress(done, len(asked))
-    return found
+            progress(len(found), len(asked))
+    return [found[place] for place in range(len(asked))]
+
+
+def _fetched(batch: Sequence[_Group], logp: jax.Array, greedy: jax.Array) -> dict[int, Scored]:
+    """The scores of a batch by their places in the list asked."""
+    logp, greedy = (np.asarray(x if x.is_fully_addressable else process_allgather(x, tiled=True))
+                    for x in (logp, greedy))
+    return {place: Scored(float(logp[row, column]), bool(greedy[row, column]), len(group.continuations[column]))
+            for row, group in enumerate(batch) for column, place in enumerate(group.places)}
 
 
 def _grouped(model: LanguageModel, asked: Sequence[Pair]) -> list[_Group]:
@@ -212,7 +143,7 @@ def _grouped(model: LanguageModel, asked: Sequence[Pair]) -> list[_Group]:
 
 
 def _families(groups: Sequence[_Group]) -> Iterator[tuple[tuple[int, ...], list[_Group]]]:
-    """Yields (common beginning, groups cut by it), the groups of the longest contexts first.
+    """Yields (common beginning, groups cut by it).
 
     Groups whose contexts have the same first chunk are a family where there are enough of them; all others have none.
     """
@@ -221,50 +152,64 @@ def _families(groups: Sequence[_Group]) -> Iterator[tuple[tuple[int, ...], list[
         start = group.context[:steps.CHUNK] if len(group.context) > steps.CHUNK else ()
         by_start.setdefault(start, []).append(group)
     alone = [group for start, family in by_start.items() if not start or len(family) < _FAMILY for group in family]
-    families = [((), alone)] if alone else []
+    if alone:
+        yield (), alone
     for start, family in by_start.items():
         if start and len(family) >= _FAMILY:
             shortest = min(len(group.context) for group in family)
             shared = os.path.commonprefix([group.context[:shortest - 1] for group in family])
-            families.append((shared, [dataclasses.replace(group, context=group.context[len(shared):])
-                                      for group in family]))
-    for shared, family in families:
-        yield shared, sorted(family, key=lambda group: (len(group.context), max(map(len, group.continuations))),
-                             reverse=True)
+            yield shared, [dataclasses.replace(group, context=group.context[len(shared):]) for group in family]
 
 
 def _width(length: int, widths: Sequence[int]) -> int:
-    """The first of the widths that holds so many, then whole chunks."""
-    return next((width for width in widths if length <= width), -(-length // steps.CHUNK) * steps.CHUNK)
+    """The first of the widths within a chunk that holds so many, else whole chunks."""
+    within = (width for width in widths if length <= width <= steps.CHUNK)
+    return next(within, -(-length // steps.CHUNK) * steps.CHUNK)
 
 
-def _batches(groups: Sequence[_Group], batch_tokens: int, parts: int
+def _batches(groups: Sequence[_Group], batch_tokens: int, program_tokens: int, parts: int
              ) -> Iterator[tuple[tuple[int, ...], Sequence[_Group], tuple[int, int, int, int]]]:
     """Yields (common beginning, groups of a batch, its shape) until all groups are through."""
     for shared, family in _families(groups):
-        at = 0
-        while at < len(family):
-            rows = parts
-            while (rows < len(family) - at and 2 * rows <= parts * _MOST_ROWS
-                   and 2 * rows * _tokens(_widths(family[at:at + 2 * rows])) <= parts * batch_tokens):
-                rows *= 2
-            batch = family[at:at + rows]
-            yield shared, batch, (rows, *_widths(batch))
-            at += rows
+        for widths, bucket in _buckets(family, program_tokens):
+            rows = _rows(len(bucket), batch_tokens // _tokens(widths), parts)
+            for at in range(0, len(bucket), rows):
+                yield shared, bucket[at:at + rows], (rows, *widths)
 
 
-def _widths(batch: Sequence[_Group]) -> tuple[int, int, int]:
-    """(width of contexts, continuations a context, width of continuations) that hold these groups."""
-    most = max(len(group.places) for group in batch)
-    longest = max(len(continuation) for group in batch for continuation in group.continuations)
-    return (_width(len(batch[0].context), _CONTEXT_WIDTHS), 1 << (most - 1).bit_length(),
-            1 + _width(longest - 1, _CHOICE_WIDTHS))
+def _buckets(groups: Sequence[_Group], program_tokens: int) -> list[tuple[Widths, list[_Group]]]:
+    """Groups by the widths that hold them, the widest first.
+
+    Each bucket is a program to compile: two become one while that costs at most `program_tokens` more of padding, the
+    cheapest pair first.
+    """
+    buckets: dict[Widths, list[_Group]] = {}
+    for group in groups:
+        longest = max(map(len, group.continuations))
+        widths = (_width(len(group.context), _CONTEXT_WIDTHS), len(group.places),
+                  1 + _width(longest - 1, _CHOICE_WIDTHS))
+        buckets.setdefault(widths, []).append(group)
+
+    def cost(pair: tuple[Widths, Widths]) -> int:
+        both = tuple(map(max, *pair))
+        return sum(len(buckets[widths]) * (_tokens(both) - _tokens(widths)) for widths in pair)
+
+    while len(buckets) > 1 and cost(pair := min(itertools.combinations(buckets, 2), key=cost)) <= program_tokens:
+        joined = [group for widths in pair for group in buckets.pop(widths)]
+        buckets.setdefault(tuple(map(max, *pair)), []).extend(joined)
+    return sorted(buckets.items(), key=lambda item: _tokens(item[0]), reverse=True)
 
 
-def _tokens(widths: tuple[int, int, int]) -> int:
+def _tokens(widths: Widths) -> int:
     """Padded positions that a row takes: of its context, and of each continuation but for its last token."""
     T, K, U = widths
     return T + K * (U - 1)
+
+
+def _rows(count: int, most: int, parts: int) -> int:
+    """Rows of a batch: the most, a power of two on each device, that leave no more than an eighth of all rows empty."""
+    sizes = [parts << power for power in range(_MOST_ROWS.bit_length()) if 1 << power <= min(most, _MOST_ROWS)]
+    return max((size for size in sizes if -(-count // size) * size * 8 <= count * 9), default=parts)
 
 
 def _arrays(batch: Sequence[_Group], shape: tuple[int, int, int, int]) -> tuple[np.ndarray, ...]:

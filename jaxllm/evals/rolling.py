@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from jaxllm.evals.loglikelihood import BATCH_TOKENS, LanguageModel, Pair, Progress, loglikelihoods
+from jaxllm.evals.language_model import LanguageModel, Pair
+from jaxllm.evals.loglikelihood import BATCH_TOKENS, PROGRAM_TOKENS, Progress, loglikelihoods
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +56,13 @@ def windows(tokens: Sequence[int], first: int, positions: int) -> list[Pair]:
 
 
 def score_texts(model: LanguageModel, texts: Sequence[str], *, batch_tokens: int = BATCH_TOKENS,
-                progress: Progress | None = None) -> list[TextScore]:
+                program_tokens: int = PROGRAM_TOKENS, progress: Progress | None = None) -> list[TextScore]:
     """Scores whole texts.
 
     Args:
       model: `begin_of_text` stands before every text whatever model.begin says: its first token is predicted too.
       texts: none of them empty.
-      batch_tokens, progress: as `loglikelihoods` takes them.
+      batch_tokens, program_tokens, progress: as `loglikelihoods` takes them.
 
     Raises:
       ValueError: for an empty text.
@@ -76,7 +77,7 @@ def score_texts(model: LanguageModel, texts: Sequence[str], *, batch_tokens: int
         owners += [number] * len(parts)
         counts.append(len(tokens))
     logp = [0.0] * len(texts)
-    for owner, scored in zip(owners, loglikelihoods(model, asked, batch_tokens=batch_tokens, progress=progress),
-                             strict=True):
+    found = loglikelihoods(model, asked, batch_tokens=batch_tokens, program_tokens=program_tokens, progress=progress)
+    for owner, scored in zip(owners, found, strict=True):
         logp[owner] += scored.logp
     return [TextScore(logp[i], counts[i], len(text.encode())) for i, text in enumerate(texts)]

@@ -122,14 +122,14 @@ def generate(params: Params, config: ModelConfig, prompts: Sequence[Sequence[int
     _check(prompts, fixed, row_ids)
     params = unstack_blocks(params)
     ids = np.arange(len(prompts)) if row_ids is None else np.asarray(row_ids)
-    keys = _prompt_keys(_as_key(key), ids.astype(np.uint32))
-    size, width = min(batch or len(prompts), len(prompts)), prompt_width(max(map(len, prompts)))
+    key, size, width = _as_key(key), min(batch or len(prompts), len(prompts)), prompt_width(max(map(len, prompts)))
     parts = []
     for start in range(0, len(prompts), size):
         some = prompts[start:start + size]
         tokens, counts = pad_prompts(some, size, width)
-        padded = keys[np.minimum(np.arange(start, start + len(counts)), len(prompts) - 1)]
-        part = _generate(params, tokens, counts, padded, fixed=fixed, samples=samples_per_prompt)
+        padded = ids[np.minimum(np.arange(start, start + len(counts)), len(prompts) - 1)]
+        keys = _prompt_keys(key, padded.astype(np.uint32))
+        part = _generate(params, tokens, counts, keys, fixed=fixed, samples=samples_per_prompt)
         parts.append(jax.tree.map(lambda x: x[:len(some) * samples_per_prompt], part))  # noqa: B023
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 

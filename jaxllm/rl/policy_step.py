@@ -250,8 +250,7 @@ def describe(scores: Scores, rollout: Rollout) -> dict[str, float]:
       "sampler_kl": KL(sampler || trainer), nats a token.
     """
     mask = rollout.mask
-    k3 = kl_estimate(scores.logp, scores.reference_logp, "k3")
-    gap = sampler_gap(scores.logp, rollout.sampling_logp, mask)
+    k3, gap = jax.device_get(_against_others(scores.logp, scores.reference_logp, rollout.sampling_logp, mask))
     apart = np.abs(np.where(mask, np.asarray(scores.logp) - rollout.sampling_logp, 0.0))
     counted = max(int(mask.sum()), 1)
     return {
@@ -259,4 +258,12 @@ def describe(scores: Scores, rollout: Rollout) -> dict[str, float]:
         "kl_token": float(np.where(mask, k3, 0.0).sum()) / counted,
         "entropy": float(np.where(mask, scores.entropy, 0.0).sum()) / counted,
         "length": counted / len(mask), "truncated": float(1.0 - rollout.stopped.mean()),
-        **{name: float(mean.value) for name, mean in gap.items()}, "sampler_gap_max": float(apart.max())}
+        **{name: float(value) for name, value in gap.items()}, "sampler_gap_max": float(apart.max())}
+
+
+@jax.jit
+def _against_others(logp: jax.Array, reference_logp: jax.Array, sampling_logp: jax.Array, mask: jax.Array
+                    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(k3 to the start model [B, T], means of `sampler_gap`), as one program."""
+    gap = sampler_gap(logp, sampling_logp, mask)
+    return kl_estimate(logp, reference_logp, "k3"), {name: mean.value for name, mean in gap.items()}

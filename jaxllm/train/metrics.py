@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,14 +68,12 @@ class MetricsWriter:
 
     def __init__(self, folder: str | os.PathLike, *, resume_step: int = 0, wandb_project: str = "",
                  config: Mapping[str, Any] | None = None) -> None:
-        from tensorboardX import SummaryWriter
-
         wandb = _import_wandb() if wandb_project else None
         os.makedirs(folder, exist_ok=True)
         self._path = os.path.join(folder, "metrics.jsonl")
         _keep_lines_up_to(self._path, resume_step)
         self._file = open(self._path, "a", encoding="utf-8")
-        self._events = SummaryWriter(os.path.join(folder, "events"), purge_step=resume_step + 1)
+        self._events = _summary_writer()(os.path.join(folder, "events"), purge_step=resume_step + 1)
         self._wandb = None if wandb is None else wandb.init(
             project=wandb_project, dir=os.fspath(folder), config=dict(config or {}),
             id=os.path.basename(os.path.abspath(folder)), resume="allow")
@@ -95,6 +94,20 @@ class MetricsWriter:
         self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _summary_writer() -> type:
+    """tensorboardX's writer. Its import takes seconds over torch wherever that is installed; without, it does as well.
+    """
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # an ImportError to whoever asks
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def _import_wandb() -> Any:

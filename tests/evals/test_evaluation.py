@@ -127,6 +127,8 @@ def test_overlaps_with_documents_and_with_shards(tmp_path):
     expected = {"k1": 1.0, "k3": 1 / 3}
     found = overlaps([task], documents, n=8)[0]
     assert found.found == expected and (found.items, found.searched, found.documents) == (4, 4, 3)
+    short = Task("u", "choice", (Item(("1 + 1 =",), ("2", "3")),))
+    assert overlaps([short], documents)[0].searched == 0 and not overlaps([short], documents)[0].found
     write_shards(tmp_path / "shards", [(np.array([*TOKENIZER.encode(text), TOKENIZER.end_of_text]), len(text))
                                        for text in documents], vocab_size=TOKENIZER.vocab_size,
                  fingerprint=TOKENIZER.fingerprint, end_of_text=TOKENIZER.end_of_text)

@@ -16,10 +16,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
 
 def config(**changes):
+    """One worker works in this process; others take seconds to start at every stage (see test_run.py)."""
     made = curate_fast.get_config()
     made.update_from_flattened_dict({
         "input.world": "0:tiny", "input.world_pages": 60, "input.world_files": 2, "tokens.vocab_size": 400,
-        "recipe.url.integrated_lists": False, "tokens.validation_fraction": 0.1, **changes})
+        "where.workers": 1, "recipe.url.integrated_lists": False, "tokens.validation_fraction": 0.1, **changes})
     return made
 
 

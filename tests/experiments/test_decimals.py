@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 from packaging.version import Version
+from random_weights import random_weights
 
 from configs import decimals as config_file
 from experiments import decimals as experiment
 from experiments import decimals_published, lab
 from experiments.decimals_text import ANSWERS, KINDS, Pair, draw_list, draw_pair, draw_question, question
 from jaxllm.model.config import ModelConfig
-from jaxllm.model.params import init
 from jaxllm.model.transformer import forward
 
 SMALL = {"seeds": (0, 1), "shares": (0.5,), "arms": ("questions", "agreeing"), "asked": 5, "steps": 3, "batch_size": 4,
@@ -113,12 +113,13 @@ def test_asked_pairs_are_of_their_part_and_in_both_orders():
 
 def test_probability_is_that_of_the_unpadded_prompt(tokenizer):
     model = ModelConfig(vocab_size=tokenizer.vocab_size, **small_config().model.to_dict())
-    params = init(model, jax.random.key(1))
+    params = jax.device_put(random_weights(model, 1))
     texts = [question(Pair(9, 11, 9)), question(Pair(2, 5, 6), "versions")]
     found = experiment.probability_of_first(params, model, tokenizer, texts)
+    run = jax.jit(forward, static_argnums=1)
     for text, first in zip(texts, found, strict=True):
         ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
-        logits_V = np.asarray(forward(params, model, np.array([ids]))[0, -1])
+        logits_V = np.asarray(run(params, model, np.array([ids])))[0, -1]
         a, b = (np.exp(logits_V[tokenizer.encode(answer)[0]]) for answer in ANSWERS)
         assert first == pytest.approx(a / (a + b), abs=1e-5) and first != 0.5
 

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from configs import direct_preference as config_file
 from experiments import direct_preference as experiment
@@ -13,7 +14,6 @@ from experiments.direct_preference_report import findings, gains, verdict
 from experiments.taste import Start
 from jaxllm.data.tokenizer import train_tokenizer
 from jaxllm.model.config import ModelConfig
-from jaxllm.model.params import init
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_command_end_to_end(tmp_path, monkeypatch, tokenizer):
     model = ModelConfig(tokenizer.vocab_size, 16, 1, 2, 2, 8, 16, 128)
     made = []  # a model that has learned nothing, each seed's own
     monkeypatch.setattr(experiment.taste, "start", lambda settings, seed, cache: made.append(seed) or Start(
-        init(model, jax.random.key(seed)), model, tokenizer))
+        jax.device_put(random_weights(model, seed)), model, tokenizer))
     config = small_config(cache=str(tmp_path / "cache"))
     experiment.main(config, str(tmp_path / "run"))
     found = json.loads((tmp_path / "run" / "results.json").read_text())

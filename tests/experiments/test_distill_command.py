@@ -7,6 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from configs import distill as config_file
 from experiments import distill as experiment
@@ -18,7 +19,6 @@ from experiments.practice import Start
 from jaxllm.data.conversation_readers import read_conversations
 from jaxllm.data.verifiable import Task
 from jaxllm.model.config import ModelConfig
-from jaxllm.model.params import init
 
 
 def small_config(**changes):
@@ -38,7 +38,7 @@ def pair():
     config = small_config()
     tokenizer = dataclasses.replace(practice.learn_tokenizer(config.teacher.start), chat_template="im_sep")
     model = ModelConfig(tokenizer.vocab_size, 16, 1, 2, 2, 8, 16, 128)  # of both, for the same reason
-    teacher, student = (Start(init(model, jax.random.key(i)), model, tokenizer) for i in range(2))
+    teacher, student = (Start(jax.device_put(random_weights(model, i)), model, tokenizer) for i in range(2))
     train, asked = (practice.tasks(config.teacher.start, 0, part) for part in ("train", "test"))
     return Pair(teacher, student, train, asked, 64)
 

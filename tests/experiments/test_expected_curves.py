@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from configs import expected_curves as config_file
 from configs import pretrain_nano
@@ -45,8 +46,11 @@ def test_a_band_is_the_mean_and_the_smoothed_sd(band):
     assert np.allclose(loss["mean"], values.mean(0))
     assert np.isclose(loss["sd"][4], np.sqrt(values.var(0, ddof=1)[2:7].mean()))
     one = bands.deviation(band, records(7))
-    expected = (records(7)[4]["loss"] - loss["mean"][4]) / (loss["sd"][4] * np.sqrt(1.2))  # a new seed, five known
-    assert one.by_metric["loss"][1][4] == pytest.approx(expected)
+    t = (records(7)[4]["loss"] - loss["mean"][4]) / (loss["sd"][4] * np.sqrt(1.2))  # a new seed, five known
+    sigmas = one.by_metric["loss"][1][4]
+    assert stats.norm.cdf(sigmas) == pytest.approx(stats.t.cdf(t, 4))
+    edge = bands.half_width(band, "loss", sigmas)[4]
+    assert loss["mean"][4] + edge == pytest.approx(records(7)[4]["loss"])
     with pytest.raises(ValueError, match="at least three seeds"):
         bands.make(pretrain_nano.get_config(), [records(0)])
     with pytest.raises(ValueError, match="not finite in one of the runs"):
@@ -54,10 +58,10 @@ def test_a_band_is_the_mean_and_the_smoothed_sd(band):
 
 
 def test_alarms(band):
-    assert bands.deviation(band, records(7)).first_alarm(5.0) is None
-    assert bands.deviation(band, records(7, shift=2.0)).first_alarm(5.0) == (1, "loss")
-    small = bands.deviation(band, records(7, shift=0.3))  # too little for a step, and enough for their mean
-    assert small.first_alarm(5.0)[1] == "loss_so_far" and small.largest[2] == "loss_so_far"
+    assert bands.deviation(band, records(7)).first_alarm(3.5) is None
+    assert bands.deviation(band, records(7, shift=3.0)).first_alarm(3.5) == (1, "loss")
+    small = bands.deviation(band, records(7, shift=0.6))  # too little for a step, and enough for their mean
+    assert small.first_alarm(3.5)[1] == "loss_so_far" and small.largest[2] == "loss_so_far"
     assert bands.deviation(band, records(7, broken_at=4)).first_alarm(1e9) == (4, "loss")
 
 
@@ -70,8 +74,8 @@ def test_a_run_says_how_far_it_was_off(band, tmp_path):
         return bands.verdict(config, tmp_path, tmp_path / "bands")
 
     assert said(records(7)).startswith("expected curve (nano, 5 seeds): at the end loss ")
-    warning = said(records(7, shift=2.0))
-    assert warning.startswith("WARNING") and "first beyond 5 sigmas at step 1 (loss)" in warning
+    warning = said(records(7, shift=3.0))
+    assert warning.startswith("WARNING") and "first beyond 3.5 sigmas at step 1 (loss)" in warning
     config.seed, config.sample_steps = 8, 10  # neither changes the curve
     assert said(records(7), config)
     config.optimizer.learning_rate = 1e-4
@@ -121,7 +125,7 @@ def test_bugs_do_what_they_say(monkeypatch):
     once = policy_step.group_advantages(rewards, kind="grpo")
     with BUGS["double_advantage_normalisation"]():
         twice = policy_step.group_advantages(rewards, kind="grpo")
-    assert jnp.allclose(twice, 2 * once, rtol=1e-3)
+    assert jnp.allclose(twice, once * 8**0.5, rtol=1e-2)  # the others' zeros make the scale smaller
     x = jax.random.normal(jax.random.key(0), (1, 4, 2, 8))
     tables = layers.rotary_tables(preset("nano"), jnp.arange(4)[None])
     length = jnp.linalg.norm(x)
@@ -149,7 +153,7 @@ def test_the_command_makes_a_band_and_catches_a_bug(tmp_path, monkeypatch, capsy
         ran.append(config.seed)
         hot = training.learning_rate_schedule.__name__ == "<lambda>"
         path = pathlib.Path(workdir) / "metrics.jsonl"
-        path.write_text("".join(json.dumps(r) + "\n" for r in records(config.seed, shift=2.0 if hot else 0.0)))
+        path.write_text("".join(json.dumps(r) + "\n" for r in records(config.seed, shift=3.0 if hot else 0.0)))
         return True
 
     monkeypatch.setattr(pretrain, "main", run)

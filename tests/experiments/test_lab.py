@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from configs import lab as configs
 from experiments import lab
@@ -13,7 +14,6 @@ from jaxllm.data.conversation_readers import Conversation
 from jaxllm.data.conversations import conversation_rows, mix
 from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 
 LAST = lab.Recipe(2, 4, 1e-2, warmup_steps=1, weight_decay=0.1, last_blocks=1)
 QUESTION = [{"role": "user", "content": "Where does Ada live?"}]
@@ -25,7 +25,7 @@ def base():
     tokenizer = train_tokenizer(["Where does Ada live? In Fernbridge.\n\nQ: What? A: That."] * 3, 290, "digits",
                                 SPECIAL_TOKENS)
     model = dataclasses.replace(preset("nano"), vocab_size=tokenizer.vocab_size, max_positions=64)
-    params, tokenizer = lab.chat_start(init(model, jax.random.key(0)), model, tokenizer)
+    params, tokenizer = lab.chat_start(jax.device_put(random_weights(model)), model, tokenizer)
     return params, model, tokenizer
 
 

@@ -4,6 +4,7 @@ import json
 
 import jax
 import pytest
+from random_weights import random_weights
 
 from configs import look_up as configs
 from experiments import look_up, look_up_report
@@ -13,7 +14,6 @@ from jaxllm.data.tokenizer import train_tokenizer
 from jaxllm.data.world import documents, make_world
 from jaxllm.infer.tool_loop import Transcript
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.train.checkpoint import save_model
 
 pytest.importorskip("bm25s", reason="needs the extra `tools`")
@@ -114,7 +114,7 @@ def test_the_whole_of_it_small(tmp_path):
     """A random model, eleven steps: every question of every mode has its record, and a second run finds them."""
     tokenizer = train_tokenizer([page.text for page in documents(WORLD)], 512)
     model = preset("nano", vocab_size=512, layers=1, max_positions=512)
-    save_model(tmp_path / "model", init(model, jax.random.key(0)), model, tokenizer)
+    save_model(tmp_path / "model", jax.device_put(random_weights(model)), model, tokenizer)
     config = small()
     config.model = str(tmp_path / "model")
     look_up.main(config, str(tmp_path / "run"))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from random_weights import random_weights
 
 from configs import policy_gradient as config_file
 from experiments import improve as loop
@@ -19,7 +20,6 @@ from experiments.policy_gradient_report import nearest
 from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jaxllm.data.world_taste import joke, things
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.rl.reward_model import Reward, init_reward, save_reward
 from jaxllm.train.checkpoint import save_model
 from jaxllm.train.loop import StopRequest
@@ -27,7 +27,7 @@ from jaxllm.train.loop import StopRequest
 TOKENIZER = dataclasses.replace(train_tokenizer(["a joke about a thing, banana! " * 3], 280, "digits", SPECIAL_TOKENS),
                                 chat_template="im_sep")
 MODEL = preset("nano", layers=1, vocab_size=320)
-START = taste.Start(init(MODEL, jax.random.key(0)), MODEL, TOKENIZER)
+START = taste.Start(jax.device_put(random_weights(MODEL)), MODEL, TOKENIZER)
 PROMPTS = {name: [{"role": "user", "content": name}] for name in ("a", "b", "c")}
 # Runs of the same steps, rate and shapes share their compiled programs, which are most of this file's time.
 SMALL = {"steps": 14, "prompts": 2, "samples": 8, "sampler.max_tokens": 6, "log_steps": 100, "checkpoint_steps": 4,

@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
+from scipy.special import log_softmax
 
 from configs import reward_hacking as config_file
 from experiments import reward_hacking as experiment
@@ -27,7 +29,6 @@ from experiments.lab import Answer
 from jaxllm.data import world_taste
 from jaxllm.data.tokenizer import train_tokenizer
 from jaxllm.model.config import ModelConfig
-from jaxllm.model.params import init
 from jaxllm.model.transformer import forward
 from jaxllm.rl import stopping
 
@@ -149,15 +150,15 @@ def test_kl_is_the_sum_over_a_reply_of_the_distributions_kl():
     texts = [message["content"] for talk in world_taste.talks(0, 200) for message in talk]
     tokenizer = dataclasses.replace(train_tokenizer(texts, 300, "digits"), chat_template="im_sep")
     model = ModelConfig(tokenizer.vocab_size, 16, 1, 2, 2, 8, 16, 128)
-    first, second = (init(model, jax.random.key(seed)) for seed in (0, 1))
+    first, second = (jax.device_put(random_weights(model, seed)) for seed in (0, 1))
     start, asked = taste.Start(first, model, tokenizer), world_taste.things("test")[:2]
     rng = np.random.default_rng(0)
     answers = [[Answer("", rng.integers(0, 256, length).tolist(), [], True)] for length in (3, 11)]
-    expected = []
+    run, expected = jax.jit(forward, static_argnums=1), []
     for thing, (answer,) in zip(asked, answers, strict=True):
         ids = runs.render(world_taste.prompt(thing), tokenizer, add_generation_prompt=True).ids
         rows = np.array([[*ids, *answer.tokens, *[0] * (80 - len(ids) - len(answer.tokens))]])
-        p, q = (np.asarray(jax.nn.log_softmax(forward(params, model, rows)), np.float64) for params in (second, first))
+        p, q = (log_softmax(np.asarray(run(params, model, rows), np.float64), axis=-1) for params in (second, first))
         places = slice(len(ids) - 1, len(ids) + len(answer.tokens) - 1)
         expected.append((np.exp(p) * (p - q))[0, places].sum())
     assert runs.kl_of(second, start, asked, answers) == pytest.approx(np.mean(expected), rel=1e-3)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from random_weights import random_weights
 
 from configs import sft as config_file
 from experiments import sft, sft_data, sft_tokens, training
@@ -46,7 +47,7 @@ def one_device():
 def base(tmp_path_factory):
     """The folder of a base model, untrained: no chat template."""
     folder = tmp_path_factory.mktemp("models") / "base"
-    save_model(folder, init(MODEL, jax.random.key(1)), MODEL, TOKENIZER)
+    save_model(folder, jax.device_put(random_weights(MODEL, 1)), MODEL, TOKENIZER)
     return str(folder)
 
 
@@ -116,7 +117,7 @@ def test_only_the_assistant_counts(base):
     turns = "".join(TOKENIZER.decode(row) for row in batch.tokens).count("assistant<|im_sep|>")
     assert counted.count("<|im_end|>") == turns
     loss_fn = jax.jit(jax.value_and_grad(lambda params, batch: next_token_objective(MODEL)(params, batch)[0].value))
-    params = init(MODEL, jax.random.key(0))
+    params = jax.device_put(random_weights(MODEL))
     other = batch.targets.copy()
     other[batch.weights == 0] = 7
     expected = loss_fn(params, batch)

@@ -4,13 +4,13 @@ import json
 
 import jax
 import pytest
+from random_weights import random_weights
 
 from configs import sft_start as config_file
 from experiments import sft_start
 from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jaxllm.data.world import documents, make_world
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.train.checkpoint import save_model
 
 
@@ -26,7 +26,7 @@ def test_every_start_is_measured_once_and_tabled(config, tmp_path, monkeypatch):
     tokenizer = train_tokenizer([page.text for page in documents(make_world(0, "tiny"))], 400, "digits",
                                 SPECIAL_TOKENS)
     model = preset("nano", layers=1, vocab_size=400, max_positions=128)
-    save_model(tmp_path / "base", init(model, jax.random.key(0)), model, tokenizer)
+    save_model(tmp_path / "base", jax.device_put(random_weights(model)), model, tokenizer)
     asked = []
     monkeypatch.setattr(sft_start.lab, "base_model", lambda base, seed: asked.append(seed) or tmp_path / "base")
     sft_start.main(config, str(tmp_path / "run"))

@@ -71,7 +71,8 @@ def drawn():
     """Seed -> parameters of a model that has a leaf of nearly every kind."""
     config = preset("tiny", vocab_size=512, norm="layer", bias="all", positions="learned",
                     tied_embedding=False)
-    return jax.jit(lambda seed: init(config, jax.random.key(seed)))
+    draw = jax.jit(lambda seed: init(config, jax.random.key(seed)))
+    return lambda seed: jax.device_get(draw(seed))
 
 
 def test_initial_values(drawn):
@@ -120,8 +121,7 @@ def test_check_mesh():
 
 def test_unstacked_blocks_are_slices():
     generator = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape), jnp.float32),
-                          abstract_params(SMALL[1]))
+    params = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), abstract_params(SMALL[1]))
     unstacked = jax.jit(unstack_blocks)(params)
     assert len(unstacked["blocks"]) == 2 and unstacked.keys() == params.keys()
     for i, layer in enumerate(unstacked["blocks"]):

@@ -100,6 +100,7 @@ def test_packed_documents_are_separate_ones(name):
     """Documents side by side in a row have the logits that each has alone."""
     config, params = VARIANTS[name], parameters(VARIANTS[name])
     packed, _ = study(*untied(config), SEGMENTS, POSITIONS, np.zeros((B, T), np.float32))
+    packed = np.asarray(packed)
     assert np.isfinite(packed).all()
     alone = TOKENS.copy()  # causality makes what follows a document immaterial
     alone[0, :4], alone[2, :10] = TOKENS[0, 5:9], TOKENS[2, 2:]
@@ -131,6 +132,7 @@ def test_cached_decoding_is_the_full_forward(name):
         for b in range(B):
             new[b, :counts[b]] = TOKENS[b, starts[b]:starts[b] + counts[b]]
         out, cache = extend(params, config, new, cache, counts)
+        out = np.asarray(out)
         for b in range(B):
             full = reference(name)[b, starts[b]:starts[b] + counts[b]]
             np.testing.assert_allclose(out[b, :counts[b]], full, atol=1e-5)
@@ -141,7 +143,7 @@ def test_decoding_takes_stacked_blocks_and_counts_all_tokens_by_default():
     config, params = VARIANTS["llama"], parameters(VARIANTS["llama"])
     empty = empty_cache(config, B, T)
     hidden, cache = jax.jit(decode, static_argnums=1)(params, config, TOKENS, empty)
-    np.testing.assert_allclose(logits(params, config, hidden), reference("llama"), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(logits, static_argnums=1)(params, config, hidden), reference("llama"), atol=1e-5)
     np.testing.assert_array_equal(cache.lengths, [T, T, T])
 
 
@@ -207,8 +209,8 @@ def test_bfloat16_is_close_to_float32():
 
 def test_the_dtype_of_the_parameters_is_not_that_of_the_computation():
     config = VARIANTS["llama"]
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters(config))
-    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    half = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.bfloat16), parameters(config))
+    rounded = jax.tree.map(lambda leaf: leaf.astype(np.float32), half)
     np.testing.assert_allclose(run(half, config, TOKENS), run(rounded, config, TOKENS), atol=1e-5)
     for dtype in ("float32", "bfloat16"):
         hidden = jax.eval_shape(functools.partial(

@@ -20,7 +20,8 @@ def test_gae_steps_over_a_tools_tokens():
     mask[0], mask[1] = False, np.arange(9) == 4  # nothing, and one token
     rewards, values = rng.normal(size=(2, 5, 9)).astype(np.float32)
     rewards[~mask], values[~mask] = np.nan, 1e9  # whatever stands at tokens that do not count
-    advantages, returns = jax.jit(functools.partial(gae, discount=0.95, decay=0.7))(rewards, values, mask)
+    advantages, returns = jax.device_get(jax.jit(functools.partial(gae, discount=0.95, decay=0.7))(
+        rewards, values, mask))
     for row in range(5):
         counted = mask[row]
         reward, value = rewards[row, counted], values[row, counted]
