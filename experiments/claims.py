@@ -68,8 +68,8 @@ def rows(claims: Sequence[Claim]) -> list[list[str]]:
                f"{spread(claim.lead, claim.digits)}, over {claim.over}", claim.verdict] for claim in claims]]
 
 
-def of_shares(text: str, measure: str, measured: Sequence[tuple[int, int]], control: str,
-              controlled: Sequence[tuple[int, int]], *, of: str = "questions", less: bool = False) -> Claim:
+def of_shares(text: str, measure: str, measured: Sequence[tuple[float, int]], control: str,
+              controlled: Sequence[tuple[float, int]], *, of: str = "questions", less: bool = False) -> Claim:
     """A claim about two shares.
 
     With several seeds the interval is Student's t over the differences within a seed; with one it is Newcombe's for two
@@ -77,7 +77,7 @@ def of_shares(text: str, measure: str, measured: Sequence[tuple[int, int]], cont
 
     Args:
       text, measure, control: see `Claim`.
-      measured, controlled: (hits, of how many) for each seed.
+      measured, controlled: (hits, of how many) for each seed; parts of a hit where each was tried several times.
       of: what was counted.
       less: whether the claim is that the measure is the smaller one.
 

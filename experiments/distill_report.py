@@ -52,7 +52,7 @@ def findings(config: ConfigDict, runs: Runs) -> Findings:
     gains = {pair: t_interval(np.subtract(*(accuracy[arm] for arm in pair)).tolist()) for pair in CLAIMS
              if pair[0] in runs and pair[1] in runs}
     last = {arm: [run["looks"][-1] for run in some] for arm, some in runs.items()}
-    right = {arm: [(round(look["accuracy"] * look["problems"]), look["problems"]) for look in looks]
+    right = {arm: [(look["accuracy"] * look["problems"], look["problems"]) for look in looks]
              for arm, looks in last.items()}
     claims = [of_shares(CLAIMS[more, less], NAMES[more], right[more], NAMES[less], right[less], of="problems")
               for more, less in gains]

@@ -65,7 +65,8 @@ def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
         for name in _LOGGED:
             if name in record:
                 value = math.nan if record[name] is None else record[name]
-                value = math.log(max(value, 1e-12)) if name == "grad_norm" else value  # its errors are relative
+                # Its errors are relative; and of equal rewards it is 0, which must not be infinitely far from little.
+                value = math.log(max(value, 1e-3)) if name == "grad_norm" else value
                 found.setdefault(name, {})[int(record["step"])] = value
     for name in _SO_FAR:
         if name in found:

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -33,7 +32,7 @@ from jaxllm.train.step import TrainState, init_state, make_train_step
 class _Compiled:
     """The programs of a run; runs of the same shapes share them."""
 
-    optimizer: optax.GradientTransformation
+    begin: Callable[[Params], TrainState]
     score: Callable[..., policy_step.Scores]
     batch: Callable[..., policy_step.PolicyBatch]
     step: Callable[..., Any]
@@ -55,10 +54,12 @@ def _compiled(policy: PolicyModel, settings: PolicySettings, max_tokens: int, op
     made = make_optimizer(asked.pop("name"), schedule, **asked)
     step = make_train_step(policy_step.policy_objective(policy, settings, max_tokens), made, microbatches=microbatches,
                            learning_rate=schedule)
-    begin = functools.partial(policy_step.init_policy, config=policy.config, critic=policy.critic)
-    state = jax.eval_shape(lambda params: init_state(begin(params), made), abstract_params(policy.config))
+
+    def begin(start: Params) -> TrainState:
+        return init_state(policy_step.init_policy(jax.tree.map(jnp.copy, start), policy.config, policy.critic), made)
+    state = jax.eval_shape(begin, abstract_params(policy.config))
     layout = (sharding.state_shardings(state, policy.config, mesh), None) if mesh.size > 1 else None
-    return _Compiled(made, _score(policy), jax.jit(functools.partial(policy_step.make_batch, settings)),
+    return _Compiled(jax.jit(begin), _score(policy), jax.jit(functools.partial(policy_step.make_batch, settings)),
                      jax.jit(step, donate_argnums=0, out_shardings=layout))
 
 
@@ -73,12 +74,8 @@ class Learner:
                                    tuple(sorted(config.optimizer.to_dict().items())),
                                    config.steps * plan.settings.updates, config.microbatches, mesh)
         self._reference = self._placed(start.params)
-
-        @jax.jit
-        def begin(reference: Params) -> TrainState:
-            params = policy_step.init_policy(jax.tree.map(jnp.copy, reference), start.model, plan.policy.critic)
-            return init_state(params, self._programs.optimizer)
-        self.state = self._placed(PolicyState(begin(self._reference), np.float32(plan.settings.kl_coefficient)))
+        self.state = self._placed(PolicyState(self._programs.begin(self._reference),
+                                              np.float32(plan.settings.kl_coefficient)))
 
     @property
     def done(self) -> int:

@@ -101,8 +101,11 @@ def _played(config: ConfigDict, folder: pathlib.Path, rating: Rating) -> finding
     judge = judge_of(config, prompts)
     together = config.api.together if config.judge.kind == "model" else 1
     file = folder / f"votes-{version_of(config)}.jsonl"
-    board = rate(play(battles, judge, file, config.judge.kind, together=together), rating)
-    unread = getattr(judge, "unread", 0)
+    votes, unread = play(battles, judge, file, config.judge.kind, together=together), getattr(judge, "unread", 0)
+    if not votes:
+        raise ValueError(f"the judge gave no verdict that can be read on any of {len(battles)} battles: it must reply "
+                         f"with A, B, TIE or BAD alone; take a larger model for config.judge.model")
+    board = rate(votes, rating)
     about = f"Judged by {config.judge.kind}{f', which gave no verdict on {unread}' if unread else ''}."
     found = findings_of(board, title, about)
     if not config.players and config.judge.kind == "gold":

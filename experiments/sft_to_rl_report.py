@@ -30,10 +30,9 @@ def findings(config: ConfigDict, asked: Asked, curves: Curves, costs: Sequence[M
 
 def claims(asked: Asked) -> list[Claim]:
     """What practice is said to do, each with the arm that could refute it."""
-    def right(arm: str, of: str = "accuracy") -> list[tuple[int, int]]:
+    def right(arm: str, of: str = "accuracy") -> list[tuple[float, int]]:
         # Replies to one problem are alike: the problems are what is counted.
-        return [(round(run["sampled"][of] * run["sampled"]["problems"]), run["sampled"]["problems"])
-                for run in asked[arm]]
+        return [(run["sampled"][of] * run["sampled"]["problems"], run["sampled"]["problems"]) for run in asked[arm]]
 
     against = {"more_sft": "Practice with a reward teaches more than the same FLOPs of the same demonstrations",
                "coin": "It is the reward that teaches, not the updates"}

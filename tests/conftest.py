@@ -67,6 +67,10 @@ def language_model():
     return path
 
 
+# Tracing makes millions of small objects and next to no cycles.
+gc.set_threshold(20_000, 20, 50)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def frozen_heap():
     """What a module leaves behind, traces and programs above all, is not walked by the collector again and again, which

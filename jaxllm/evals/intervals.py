@@ -12,7 +12,7 @@ from scipy.stats import t as student
 _Z = 1.959964
 
 
-def wilson(hits: int, of: int) -> tuple[float, float]:
+def wilson(hits: float, of: int) -> tuple[float, float]:
     """95% interval of a proportion.
 
     Args:
@@ -32,7 +32,7 @@ def wilson(hits: int, of: int) -> tuple[float, float]:
     return (0.0 if hits == 0 else low), (1.0 if hits == of else high)
 
 
-def difference(hits: int, of: int, hits2: int, of2: int) -> tuple[float, float, float]:
+def difference(hits: float, of: int, hits2: float, of2: int) -> tuple[float, float, float]:
     """First proportion less the second, with a 95% interval.
 
     References: Newcombe, Interval estimation for the difference between independent proportions, 1998, method 10.

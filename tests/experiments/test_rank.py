@@ -143,6 +143,9 @@ def test_verifier_reward_and_model_judge(config, tmp_path, monkeypatch, sketches
     rank.main(config, str(tmp_path / "model"))
     assert results(tmp_path / "model")["position_bias"] == {"asked": 6, "same": 0, "first": 6, "second": 0}
     assert asked[0][:2] == ("http://judge/v1", "gpt") and "Shorter is better." in asked[0][2]
+    monkeypatch.setattr(rank_players.remote, "connect", lambda *given, **more: lambda *asked: "Well.")
+    with pytest.raises(ValueError, match="no verdict that can be read on any of 6 battles"):
+        rank.main(config, str(tmp_path / "mumbles"))
 
 
 def test_people_judge_on_the_page(config, tmp_path, monkeypatch, sketches):

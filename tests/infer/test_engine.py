@@ -4,6 +4,7 @@ import dataclasses
 import gc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_weights import random_weights
@@ -258,17 +259,18 @@ def test_a_constraint_binds_its_row_alone(engine):
 def test_new_weights_forget_what_the_old_computed(engine):
     request = Request(prompts_of(20)[0], 5)
     first = engine.run([request])[0]
-    engine.load(jax.tree.map(lambda x: -x, PARAMS))
+    host = jax.device_get(PARAMS)
+    engine.load(jax.device_put(jax.tree.map(lambda x: -x, host)))
     second = engine.run([request])[0]
     engine.load(PARAMS)
     assert second.cached_tokens == 0 and second.logp != first.logp
     assert told(engine.run([request])[0]) == told(first)
-    engine.load(jax.tree.map(lambda x: x * np.nan, PARAMS))
+    engine.load(jax.device_put(jax.tree.map(lambda x: np.full_like(x, np.nan), host)))
     engine.run([Request(prompts_of(40)[0], 20)])
     engine.load(PARAMS)
     assert told(engine.run([request])[0]) == told(first)
     with pytest.raises(ValueError, match="not laid out as those before"):
-        engine.load(jax.tree.map(lambda x: x.astype("bfloat16"), PARAMS))
+        engine.load(jax.device_put(jax.tree.map(lambda x: x.astype(jnp.bfloat16), host)))
 
 
 def test_a_bad_request_among_good_ones_takes_none(engine):

@@ -125,7 +125,7 @@ def test_a_penalty_reaches_the_prompt_and_what_was_drawn():
 
 
 def test_padding_is_no_token_of_a_prompt():
-    seen = generation._seen(np.array([[3, 1, 0], [2, 0, 2]]), np.array([2, 3]), 5)
+    seen = jax.jit(generation._seen, static_argnums=2)(np.array([[3, 1, 0], [2, 0, 2]]), np.array([2, 3]), 5)
     assert [np.flatnonzero(row).tolist() for row in seen] == [[1, 3], [0, 2]]
 
 

@@ -29,7 +29,8 @@ def sharp_params(config, seed=0, factor=4.0):
 PARAMS, DRAFT_PARAMS = sharp_params(CONFIG), sharp_params(DRAFT)
 BLUNT = sharp_params(CONFIG, 0, 1.5)  # repeats itself
 # A stranger, a model that is nearly right, the model itself, and the row itself.
-NEARLY = jax.tree.map(lambda x: x + RNG.normal(0, 0.02, x.shape).astype(np.float32), PARAMS)
+NEARLY = jax.device_put(jax.tree.map(lambda x: x + RNG.normal(0, 0.02, x.shape).astype(np.float32),
+                                    jax.device_get(PARAMS)))
 PROPOSERS = {"stranger": DraftModel(DRAFT_PARAMS, DRAFT, 3), "nearly": DraftModel(NEARLY, CONFIG, 3),
              "itself": DraftModel(PARAMS, CONFIG, 3), "look-up": PromptLookup(4)}
 

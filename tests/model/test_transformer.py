@@ -37,7 +37,7 @@ def parameters(config):
     """Weights far from their start: no bias is 0, no scale is 1, logits are of order one."""
     generator = np.random.default_rng(1)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(generator.normal(leaf.constant, 0.2, leaf.shape), jnp.float32),
+        lambda leaf: jax.device_put(generator.normal(leaf.constant, 0.2, leaf.shape).astype(np.float32)),
         parameter_table(config), is_leaf=lambda node: hasattr(node, "axes"))
 
 
