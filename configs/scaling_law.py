@@ -2,7 +2,8 @@
 
     python -m experiments.scaling_law
 
-MEASURED_LINE
+Expected: a bad prediction, 17% off where it was not fitted, as such short runs obey no power law yet (seed 0; three
+CPU-minutes a seed). docs/scaling_law.md has the numbers.
 
 A sweep of `experiments.scaling_law_run` over widths and seeds; every run gives the loss at all token budgets.
 """

@@ -18,7 +18,7 @@ from experiments.speedrun_road import Road
 Told = Mapping[str, Mapping[str, Any]]
 COLOURS = {HOLDS: "#1a7f4b", REFUTED: "#c0362c", OPEN: "#8a6d1a"}
 STYLE = """<style>
-.verdict { display: inline-block; min-width: 5.4rem; font-weight: 600; } .lead { font-size: 1.05rem; }
+.verdict { display: inline-block; min-width: 6rem; font-weight: 600; } .lead { font-size: 1.05rem; }
 .claim { margin: 1rem 0; padding: .2rem 0 .2rem 1rem; border-left: 4px solid var(--line); }
 .claim p { margin: .15rem 0; } .claim b.n { font-variant-numeric: tabular-nums; }
 nav ol { padding-left: 1.4rem; } nav li { margin: .5rem 0; } nav a { color: inherit; }
@@ -83,7 +83,8 @@ def write(road: Road, told: Told, seconds: float) -> None:
     chapters = [(chapter, stages) for chapter, stages in chapters if stages]
     sections = [("The claims and their verdicts", STYLE + _contents(chapters))]
     sections += [(chapter.title, _chapter(road, chapter, stages)) for chapter, stages in chapters]
-    sections += [("Minutes of each stage", _minutes(told)), ("Settings", report.settings(road.config))]
+    sections += [("Minutes of each stage", _minutes(told)), ("Settings", (
+        f"<details><summary>every key of every stage</summary>{report.settings(road.config)}</details>"))]
     report.write_text(road.folder / "report.html", report.page("From web pages to an assistant", note, sections))
     tables = [Table(chapter.title, rows([claim for one in stages.values() for claim in _claims(one)]), chapter.says)
               for chapter, stages in chapters]

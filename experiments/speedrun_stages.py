@@ -65,13 +65,14 @@ def curate(road: Road) -> Found:
         return told(road, "curate", page="latest/report.html")
     kept, every = kept_pages(folder / "latest", road.path("crawl"))
     of_pages = sum(kept.values()), sum(every.values())
+    kinds = sorted(every, key=lambda kind: -kept[kind] / every[kind])
     good, all_good = kept["article"] + kept["pii"], every["article"] + every["pii"]
     claims = [of_shares("What the filters let through is worth reading", "articles among pages kept",
                         [(good, of_pages[0])], "among as many drawn at random", [(all_good, of_pages[1])], of="pages"),
               of_shares("They lose little of it", "articles kept", [(good, all_good)], "pages kept", [of_pages],
                         of="pages")]
     return told(road, "curate", claims, [("pages kept", f"{of_pages[0]:,} of {of_pages[1]:,}")],
-                [("Pages kept by kind", _bars({kind.replace("_", " "): (kept[kind], every[kind]) for kind in every},
+                [("Pages kept by kind", _bars({kind.replace("_", " "): (kept[kind], every[kind]) for kind in kinds},
                                               "share kept"))], "latest/report.html")
 
 
