@@ -95,7 +95,7 @@ def _base(config: ConfigDict) -> None:
     config.tokenizer.pattern = config.pretrain.data.tokenizer.pattern
     config.pretrain.data.sources = ("{curate}/latest/documents",)
     config.pretrain.data.tokenizer.name = "{tokenizer}/tokenizer"
-    # All that the filters keep of this web, once.
+    # All that the filters keep of this web, 1.3 times.
     config.pretrain.steps, config.pretrain.validation_steps, config.pretrain.checkpoint_steps = 5400, 1350, 1350
     # Questions of each band, and tokens of an answer.
     config.recall = ConfigDict({"questions": 150, "max_tokens": 8})

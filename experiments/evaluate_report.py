@@ -168,8 +168,8 @@ def contaminated(names: Sequence[str], tasks: Sequence[Task], results: Sequence[
                      str(sum(part >= 0.5 for part in overlap.found.values())),
                      *(without(found[place], overlap) for found in results)])
     count = overlaps[0].documents
-    return Table("Contamination", rows, f"Items that share {config.overlap_words} words in a row with one of the "
-                 f"{count:,} documents of {config.corpus}. What is said in other words is not found.")
+    return Table("Contamination", rows, f"Items of which {config.overlap_words} words in a row, or all of fewer, stand "
+                 f"in one of the {count:,} documents of {config.corpus}. What is said in other words is not found.")
 
 
 def without(result: Result, overlap: Overlap) -> str:

@@ -34,8 +34,9 @@ def _bugs(config: ConfigDict, found: Mapping[str, list[bands.Deviation]], runs: 
           steps: Sequence[int]) -> Table:
     """A row for every bug: when it was seen and by what; the clean runs last."""
     shown = _shown(runs)
+    clean = dict(zip(config.clean_seeds, runs.get(CLEAN, ()), strict=True))
     rows = [["bug", "what it does", "caught", "first alarm, step", "by", "farthest, sigmas",
-             f"{shown.replace('_', ' ')} at the end"]]
+             f"{shown.replace('_', ' ')} at the end", "less the same seed's without it"]]
     for name in [*(name for name in found if name != CLEAN), CLEAN]:
         if not found.get(name):
             continue
@@ -51,7 +52,10 @@ def _bugs(config: ConfigDict, found: Mapping[str, list[bands.Deviation]], runs: 
             ", ".join(str(alarm[0]) for alarm in caught) or "never",
             ", ".join(dict.fromkeys(alarm[1].replace("_", " ") for alarm in caught)),
             _range([one.largest[0] for one in found[name]]),
-            f"{np.mean(finite):.3f}" if finite else "not finite"])
+            f"{np.mean(finite):.3f}" if finite else "not finite",
+            ", ".join(f"{records[-1][shown] - clean[seed][-1][shown]:+.4f}" for seed, records in zip(
+                config.bug_seeds, runs[name], strict=True) if seed in clean and records[-1].get(shown) is not None)
+            if name != CLEAN else ""])
     return Table("How soon each bug is seen", rows, (
         f"An alarm: a metric farther than {config.sigmas:g} sigmas off the band at one of {len(steps)} logged steps, "
         f"the last of which is {steps[-1]}. The bug is there in validation as well, as in code that both share."))

@@ -129,9 +129,14 @@ def generate(params: Params, config: ModelConfig, prompts: Sequence[Sequence[int
         tokens, counts = pad_prompts(some, size, width)
         padded = ids[np.minimum(np.arange(start, start + len(counts)), len(prompts) - 1)]
         keys = _prompt_keys(key, padded.astype(np.uint32))
-        part = _generate(params, tokens, counts, keys, fixed=fixed, samples=samples_per_prompt)
-        parts.append(jax.tree.map(lambda x: x[:len(some) * samples_per_prompt], part))  # noqa: B023
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        parts.append(_generate(params, tokens, counts, keys, fixed=fixed, samples=samples_per_prompt))
+    return parts[0] if size == len(prompts) else _joined(parts, len(prompts) * samples_per_prompt)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _joined(parts: list[Generation], rows: int) -> Generation:
+    """One after the other, without the rows that fill up the last."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x)[:rows], *parts)
 
 
 def stream(params: Params, config: ModelConfig, prompt: Sequence[int], *, key: jax.Array | int,
