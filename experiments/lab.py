@@ -140,8 +140,8 @@ def train(params: Params, model: ModelConfig, source: Source, recipe: Recipe, la
       ValueError: when the loss is not finite at the end.
     """
     begun = time.perf_counter()
-    optimizer, step = _compiled(model, recipe)
-    state = init_state(jax.tree.map(jnp.copy, params), optimizer)
+    begin, step = _compiled(model, recipe)
+    state = begin(params)
     metrics: Mapping[str, Any] = {}
     batches = prefetch(functools.partial(source.batch_at, batch_size=recipe.batch_size), 0, stop_step=recipe.steps)
     for batch in batches:
@@ -155,14 +155,16 @@ def train(params: Params, model: ModelConfig, source: Source, recipe: Recipe, la
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(model: ModelConfig, recipe: Recipe) -> tuple[optax.GradientTransformation, Callable]:
+def _compiled(model: ModelConfig, recipe: Recipe) -> tuple[Callable, Callable]:
+    """(params -> a state that shares no memory with them, the step)."""
     schedule = learning_rate_schedule("linear", recipe.learning_rate, warmup_steps=recipe.warmup_steps,
                                       total_steps=recipe.steps, final_fraction=0.1)
     optimizer = make_optimizer("adamw", schedule, weight_decay=recipe.weight_decay)
     if recipe.last_blocks is not None:
         optimizer = optax.chain(optimizer, _only_last(model, recipe.last_blocks))
     step = make_train_step(next_token_objective(model, EXECUTION), optimizer)
-    return optimizer, jax.jit(step, donate_argnums=0)
+    begin = jax.jit(lambda params: init_state(jax.tree.map(jnp.copy, params), optimizer))
+    return begin, jax.jit(step, donate_argnums=0)
 
 
 def _only_last(model: ModelConfig, blocks: int) -> optax.GradientTransformation:
