@@ -5,7 +5,7 @@
     python -m experiments.expected_curves --config.make_band=True --config.bugs="()" --config.clean_seeds="()"
 
 The last makes the band anew; `--config=configs/expected_curves.py:pretrain_tiny` that of another config.
-Expected: five of twelve bugs seen in 120 steps, no false alarm on ten clean seeds; five CPU-minutes. docs/expected_curves.md.
+Expected: five of twelve bugs seen within 120 steps; about five CPU-minutes. docs/expected_curves.md has the numbers.
 """
 
 import importlib

@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 
 from jaxllm.evals import rolling
 from jaxllm.evals.generation import complete
-from jaxllm.evals.intervals import bootstrap, t_interval, wilson
+from jaxllm.evals.intervals import bootstrap, share_interval, t_interval, wilson
 from jaxllm.evals.language_model import LanguageModel, encode_pair
 from jaxllm.evals.loglikelihood import BATCH_TOKENS, PROGRAM_TOKENS, Progress, Scored, loglikelihoods
 from jaxllm.evals.tasks import METRICS, Item, Task, counterfactual, pairs, prefix
@@ -62,12 +62,13 @@ class Result:
         """A metric (the headline) with its 95% interval: Wilson's for shares of items, the bootstrap over items for
         weighted means, Student's t for other means.
         """
-        return _interval(self.scores[metric or self.metric], self.weights)
+        metric = metric or self.metric
+        return _interval(self.scores[metric], self.weights, metric != "perplexity")
 
     def control_interval(self) -> tuple[float, float, float] | None:
         """The control of the headline, likewise; None where there is none."""
         values = [value for value in self.control if value is not None]
-        return _interval(values, [1.0] * len(values)) if values else None
+        return _interval(values, [1.0] * len(values), self.metric != "perplexity") if values else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,11 +239,12 @@ def compare(first: Result, second: Result) -> Difference:
     return Difference(mean, low, high, p, len(both))
 
 
-def _interval(values: Sequence[float], weights: Sequence[float]) -> tuple[float, float, float]:
+def _interval(values: Sequence[float], weights: Sequence[float], shares: bool) -> tuple[float, float, float]:
+    """`shares`: whether unweighted values lie in [0, 1], as then does their interval."""
     if set(weights) == {1.0}:
         if set(values) <= {0.0, 1.0}:
             return (sum(values) / len(values), *wilson(round(sum(values)), len(values)))
-        return t_interval(values)
+        return share_interval(values) if shares else t_interval(values)
     return _bootstrap(np.asarray(values), np.asarray(weights))
 
 

@@ -43,6 +43,7 @@ def test_intervals_are_of_the_kind_of_number():
     assert (round(mean, 2), round(low, 4), round(high, 4)) == (0.8, 0.4902, 0.9433)  # Wilson
     mean, low, high = result_of([0.2, 0.4, 0.6]).interval()
     assert math.isclose(mean, 0.4) and math.isclose(high - mean, 4.302653 * 0.2 / math.sqrt(3), rel_tol=1e-5)
+    assert low == 0  # a share cannot be below
     weighted = result_of([1.0, 2.0], weights=[3.0, 1.0])
     assert math.isclose(weighted.interval()[0], 1.25)
 
