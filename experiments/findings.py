@@ -50,13 +50,16 @@ def write(found: Findings, folder: pathlib.Path, config: ConfigDict, seconds: fl
 
 
 def save(found: Findings, folder: pathlib.Path, config: ConfigDict, seconds: float) -> str:
-    """Writes results.json, report.md, report.html and pictures/ into the folder; returns the text of report.md."""
+    """Writes the files of what was found into the folder; returns the text of report.md.
+
+    They are results.json (the numbers), claims.json, pictures/ (with their order in index.json), report.md and
+    report.html.
+    """
     note = f"{jax.devices()[0].device_kind} · {seconds:.0f} s in this call"  # what it found kept took none of them
     drawn = [report.save_picture(folder, *picture) for picture in found.pictures]
-    numbers = {**found.numbers, "pictures": [name for name in drawn if name]}
-    if found.claims:
-        numbers["claims"] = [claim.as_json() for claim in found.claims]
-    report.write_text(folder / "results.json", json.dumps(numbers, indent=2) + "\n")
+    for name, content in (("results.json", found.numbers), ("claims.json", [one.as_json() for one in found.claims]),
+                          ("pictures/index.json", [file for file in drawn if file])):
+        report.write_text(folder / name, json.dumps(content, indent=2) + "\n")
     first = [Table("Claims", claimed.rows(found.claims), "Mean [95%]. The verdict is whether the interval of the lead "
                    "lies above 0, below it, or holds it.")] if found.claims else []
     text = f"# {found.title}\n\n{note}\n\n" + "\n".join(map(markdown, [*first, *found.tables]))

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import corpus as corpora
-from experiments import dry_run, launch, report
+from experiments import dry_run, expected_curves_band, launch, report
 from experiments.training import Run, plan, pretraining
 from jaxllm.train import loop, sharding
 
@@ -40,6 +40,8 @@ def main(config: ConfigDict, workdir: str) -> bool:
             state = run.train(stop)
             finished = int(state.step) == config.steps
             run.finish(state, interrupted=not finished)
+            if finished and (said := expected_curves_band.verdict(config, folder)):
+                run.say(said)
     return finished
 
 

@@ -131,9 +131,10 @@ def measured(name: str, road: Road) -> Found:
     experiment = importlib.import_module(f"experiments.{name}")
     folder = road.path(name)
     experiment.main(road.settings(name), str(folder))
-    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    pictures = [f"{folder.name}/pictures/{one}" for one in found["pictures"][:road.config.pictures]]
-    return {"claims": found.get("claims", []), "lines": [], "pictures": pictures,
+    claims, drawn = (json.loads((folder / name).read_text(encoding="utf-8"))
+                     for name in ("claims.json", "pictures/index.json"))
+    pictures = [f"{folder.name}/pictures/{one}" for one in drawn[:road.config.pictures]]
+    return {"claims": claims, "lines": [], "pictures": pictures,
             "page": f"{folder.name}/report.html"}
 
 

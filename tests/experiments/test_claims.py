@@ -1,11 +1,14 @@
 """Claims: verdicts are what the intervals say, whichever way the claim points and however many seeds there are."""
 
+import json
 import math
 
 import pytest
+from ml_collections import ConfigDict
 from scipy.stats import ttest_rel
 
 from experiments.claims import Claim, of_shares, of_values, rows
+from experiments.findings import Findings, Table, save
 
 
 @pytest.mark.parametrize(("measured", "controlled", "less", "verdict"), [
@@ -38,3 +41,15 @@ def test_a_claim_survives_json_and_stands_in_a_table():
     assert again == claim and math.isinf(again.lead[1]) and claim.as_json()["lead"] == [pytest.approx(0.2), None, None]
     header, row = rows([claim])
     assert header[-1] == "verdict" and row == ["lower", "a: 0.500", "b: 0.700", "0.200, over 1 seed", "not settled"]
+
+
+def test_what_was_found_lies_in_files_that_others_read(tmp_path):
+    claim = of_values("lower", "a", [0.5, 0.4], "b", [0.7, 0.8], less=True)
+    found = Findings("Something", [Table("Numbers", [["a"], ["1"]])], [("A picture", "<figure><svg>x</svg></figure>"),
+                                                                      ("Words", "<p>none</p>")], {"a": 1}, [claim])
+    text = save(found, tmp_path, ConfigDict({"seed": 0}), 1.0)
+    assert text.index("## Claims") < text.index("## Numbers") and "| lower | a: 0.450" in text
+    assert json.loads((tmp_path / "results.json").read_text()) == {"a": 1}
+    assert [Claim.from_json(one) for one in json.loads((tmp_path / "claims.json").read_text())] == [claim]
+    assert json.loads((tmp_path / "pictures" / "index.json").read_text()) == ["a_picture.svg"]
+    assert (tmp_path / "pictures" / "a_picture.svg").read_text() == "<svg>x</svg>\n"

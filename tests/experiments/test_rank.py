@@ -99,7 +99,8 @@ def test_the_worlds_arena_shows_what_a_voter_who_likes_length_does(config, tmp_p
     assert names[-1] in (rank_world.LITTLE, rank_world.LONG)
     assert [row["name"] for row in found["likes_length"]["board"]][0] == rank_world.LONG
     assert [row["name"] for row in found["does_not"]["board"]][0] != rank_world.LONG
-    assert [claim["verdict"] for claim in found["claims"]] == ["holds", "holds", "not settled"]
+    claims = json.loads((tmp_path / "claims.json").read_text())
+    assert [claim["verdict"] for claim in claims] == ["holds", "holds", "not settled"]
     assert len(asked) == 6 and len(read_votes(next(tmp_path.glob("votes-*.jsonl")))) == 3 * 15 * 16
     out = capsys.readouterr().out
     assert "gold: 240 of 240 battles" in out and "A voter who likes length" in out
