@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import report
+from experiments.claims import Claim, of_values
 from experiments.findings import Findings, Table
 from jaxllm.evals import ifeval
 from jaxllm.evals.contamination import Overlap
@@ -49,7 +50,21 @@ def findings_of(config: ConfigDict, names: Sequence[str], tasks: Sequence[Task],
         name: summary(found[place]) for name, found in zip(names, results, strict=True)}
         for place, task in enumerate(tasks)}, "core_missing": list(missing),
         "overlaps": [dataclasses.asdict(overlap) for overlap in overlaps]}
-    return Findings("Evaluation", tables, pictures, numbers)
+    return Findings("Evaluation", tables, pictures, numbers, claims(names, results))
+
+
+def claims(names: Sequence[str], results: Sequence[Sequence[Result]]) -> list[Claim]:
+    """That a score is earned by reading: each against the same items with another's context, paired by item."""
+    found = []
+    for name, of_model in zip(names, results, strict=True):
+        for result in of_model:
+            pairs = [pair for pair in zip(result.scores[result.metric], result.control, strict=True)
+                     if pair[1] is not None]
+            if result.metric in SHARES and len(pairs) > 1:
+                read, swapped = map(list, zip(*pairs, strict=True))
+                found.append(of_values(f"{name} earns its score on {result.task} by reading the question",
+                                       result.metric, read, "another item's question", swapped, of="items"))
+    return found
 
 
 def cell(result: Result, metric: str | None = None) -> str:

@@ -25,6 +25,7 @@ from jaxllm.data.world_table import Fact
 from jaxllm.evals.factuality import Verdict, verifier
 from jaxllm.evals.loglikelihood import LanguageModel, loglikelihoods
 from jaxllm.infer.generate import generate
+from jaxllm.infer.sampling import SamplingSettings
 from jaxllm.train.checkpoint import load_model
 
 DOCUMENTS = 200  # held-out documents that bytes and bits are measured on
@@ -145,7 +146,8 @@ def recalled(run: pathlib.Path, config: ConfigDict, asked: ConfigDict
         prompts = [f"Q: {fact.question()} A:" for fact in facts]
         ids = [[tokenizer.begin_of_text, *tokenizer.encode(prompt)] for prompt in prompts]
         rows = generate(params, model, ids, max_tokens=asked.max_tokens, key=config.seed, batch=len(ids),
-                        valid_vocab=tokenizer.vocab_size, execution=lab.EXECUTION).rows()
+                        settings=SamplingSettings(temperature=0.0), valid_vocab=tokenizer.vocab_size,
+                        execution=lab.EXECUTION).rows()
         texts = [tokenizer.decode(row) for row in rows]
         found[band] = (sum(text.strip().lower().startswith(fact.value.lower()) for text, fact in zip(
             texts, facts, strict=True)), len(facts))

@@ -98,7 +98,7 @@ def lines(name: str, found: Mapping[str, Any]) -> list[str]:
     said = [f"{name}: {found['seconds'] / 60:.1f} min"]
     said += [f"  {claim.verdict}: {claim.text}. {claim.measure} {_number(claim.measured, claim)}, {claim.control} "
              f"{_number(claim.controlled, claim)}" for claim in _claims(found)]
-    return [*said, *(f"  {what}: {value}" for what, value in found["lines"])]
+    return [*said, *(f"  {what.removesuffix(':')}: {value}" for what, value in found["lines"])]
 
 
 def _claims(found: Mapping[str, Any]) -> list[Claim]:
