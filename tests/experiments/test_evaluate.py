@@ -130,3 +130,17 @@ def test_benchmark_tells_gaps_and_scores_that_differ():
     config.limit = 0
     with pytest.raises(ValueError, match="config.limit"):
         benchmark_evaluate.check(config)
+
+
+def test_a_score_is_claimed_beside_its_control_item_by_item():
+    """Ten items right by reading, two of them without; an item without a control is left out, and so is a loss."""
+    def result(task, metric, values, control):
+        return Result(task, "choice", metric, 0.25, [str(i) for i in range(len(values))], {metric: values},
+                      [1.0] * len(values), control, 0, 0.0)
+
+    read = result("reads", "acc", [1.0] * 12, [0.0] * 9 + [1.0, 1.0, None])
+    blind = result("blind", "acc", [1.0, 0.0] * 6, [0.0, 1.0] * 6)
+    loss = result("text", "bits_per_byte", [1.0, 2.0], [None, None])
+    first, second = evaluate_report.claims(["model"], [[read, blind, loss]])
+    assert first.verdict == "holds" and first.over == "11 items" and first.lead[0] == pytest.approx(9 / 11)
+    assert second.verdict == "not settled" and second.measured[0] == second.controlled[0] == 0.5
