@@ -43,17 +43,17 @@ __all__ = ["improve", "main"]
 SHUFFLED = "shuffled labels"
 
 
-def main(config: ConfigDict, workdir: str) -> None:
-    """Runs the study, or one run at real size where config.model is set.
+def main(config: ConfigDict, workdir: str) -> bool:
+    """Runs the study, or one run at real size where config.model is set; returns whether it came to its end.
 
     Raises:
       ValueError: a key is out of range.
     """
     check(config)
     if config.model:
-        run_published(config, pathlib.Path(workdir))
-    else:
-        study(config, pathlib.Path(workdir))
+        return run_published(config, pathlib.Path(workdir))
+    study(config, pathlib.Path(workdir))
+    return True
 
 
 def check(config: ConfigDict) -> None:
@@ -177,8 +177,12 @@ def _improve_and_judge(config: ConfigDict, rl: ConfigDict, start: Any, rewards: 
     return {**found, "rows": improved.rows, "stopped": improved.stopped}
 
 
-def run_published(config: ConfigDict, folder: pathlib.Path) -> None:
-    """Improves a published chat model by a saved reward model; the same command goes on after a kill."""
+def run_published(config: ConfigDict, folder: pathlib.Path) -> bool:
+    """Improves a published chat model by a saved reward model; the same command goes on after a kill.
+
+    Returns:
+      whether nobody asked it to stop.
+    """
     begun, seed = time.perf_counter(), config.seeds[0]
     settings = ConfigDict(copy.deepcopy(config.start.to_dict()))
     settings.model, settings.talks = config.model, 0
@@ -203,6 +207,7 @@ def run_published(config: ConfigDict, folder: pathlib.Path) -> None:
     report.write_text(folder / "results.json", json.dumps({"rows": improved.rows, "stopped": improved.stopped}) + "\n")
     print(f"{len(improved.rows)} of {rl.steps} steps in {time.perf_counter() - begun:.0f} s; model in "
           f"{folder / 'model'}, the run in {folder / 'index.html'}", flush=True)
+    return not stop.requested
 
 
 if __name__ == "__main__":

@@ -24,17 +24,17 @@ from experiments.tokens_to_think_problems import PARTS
 from jaxllm.data.conversations import conversation_rows
 
 
-def main(config: ConfigDict, workdir: str) -> None:
-    """Runs the study, or one run at real size where config.model is set.
+def main(config: ConfigDict, workdir: str) -> bool:
+    """Runs the study, or one run at real size where config.model is set; returns whether it came to its end.
 
     Raises:
       ValueError: a key is out of range.
     """
     check(config)
     if config.model:
-        improve_published(config, pathlib.Path(workdir))
-    else:
-        study(config, pathlib.Path(workdir))
+        return improve_published(config, pathlib.Path(workdir))
+    study(config, pathlib.Path(workdir))
+    return True
 
 
 def check(config: ConfigDict) -> None:

@@ -43,11 +43,11 @@ def check_published(config: ConfigDict) -> None:
             raise ValueError(f"config.{key}={config[key]}: choose 1 or more")
 
 
-def improve_published(config: ConfigDict, folder: pathlib.Path) -> None:
+def improve_published(config: ConfigDict, folder: pathlib.Path) -> bool:
     """Improves a published chat model on a file of tasks; the same command goes on after a kill.
 
     Held-out tasks, split off by a hash, are asked greedily every `config.watched` steps. Written: the run with its
-    index.html, accuracy.jsonl, results.json, report.html and the model.
+    index.html, accuracy.jsonl, results.json, report.html and the model. Returns whether nobody asked it to stop.
 
     Raises:
       ValueError: the model has no chat template, or no task's prompt is short enough.
@@ -71,6 +71,7 @@ def improve_published(config: ConfigDict, folder: pathlib.Path) -> None:
     findings.write(findings_of(config, improved, points, len(asked)), folder, config, time.perf_counter() - begun)
     print(f"{len(improved.rows)} of {config.rl.steps} steps; model in {folder / 'model'}, the run in "
           f"{folder / 'run' / 'index.html'}", flush=True)
+    return not stop.requested
 
 
 def findings_of(config: ConfigDict, improved: Improved, points: Sequence[Mapping[str, float]], asked: int

@@ -130,7 +130,8 @@ def measured(name: str, road: Road) -> Found:
     """An experiment of several seeds with the one of this road: its claims and its first pictures."""
     experiment = importlib.import_module(f"experiments.{name}")
     folder = road.path(name)
-    experiment.main(road.settings(name), str(folder))
+    if experiment.main(road.settings(name), str(folder)) is False:
+        sys.exit(1)  # it was asked to stop, and has said that the same command goes on
     claims, drawn = (json.loads((folder / name).read_text(encoding="utf-8"))
                      for name in ("claims.json", "pictures/index.json"))
     pictures = [f"{folder.name}/pictures/{one}" for one in drawn[:road.config.pictures]]
