@@ -32,6 +32,17 @@ if jax.__version_info__ < (0, 11) and "fusion_emitters" not in os.environ.get("X
                                "--xla_cpu_parallel_codegen_split_count=1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_arrays_are_saved_whole():
+    """orbax has each of the eight replicas cut out and write its own part of an array, which takes a program for every
+    shape and device. Below a megabyte the first writes the whole; child processes save as users do.
+    """
+    import orbax.checkpoint as ocp
+
+    ocp.type_handlers.register_type_handler(
+        jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20), override=True)
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """Returns `path(name)`: a file of the real test data, or skips the test where it is missing."""

@@ -33,11 +33,6 @@ def _not_raised_again(record: logging.LogRecord) -> bool:
 
 logging.getLogger("absl").addFilter(_not_raised_again)
 
-# Each replica of an array writes its own part of it. To cut the part out takes a program for every shape and device,
-# which is compiled at the first save and pays from a megabyte on; below it the first replica writes the whole.
-ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20), override=True)
-
 
 class Checkpoints:
     """Saves a TrainState in the background, atomically; keeps the last `keep_last` and the best one.
