@@ -36,7 +36,7 @@ def main(config: ConfigDict, workdir: str) -> None:
 
     Raises:
       ValueError: an unknown stage or size, a missing extra, or what a stage's own experiment refuses.
-      RuntimeError: a stage failed; all that do not need it were run.
+      SystemExit: a stage failed; all that do not need it were run.
     """
     check(config)
     road, begun = Road(config, pathlib.Path(workdir)), time.perf_counter()
@@ -84,7 +84,7 @@ def run(road: Road) -> Iterator[tuple[str, Mapping[str, Any]]]:
     do not need it are still run.
 
     Raises:
-      RuntimeError: at the end, when a stage failed; says which, and where its output is.
+      SystemExit: at the end, when a stage failed; says which, and where its output is.
     """
     waiting, done, failed = list(road.config.stages), set(), {}
     running: dict[concurrent.futures.Future, str] = {}
@@ -107,8 +107,8 @@ def run(road: Road) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 done.add(name)
                 yield name, future.result()
     if failed:
-        raise RuntimeError(f"{'; '.join(failed.values())}. Not run for want of it: {', '.join(waiting) or 'none'}. "
-                           f"What they said stands above or in {road.folder}/logs; the same command goes on")
+        sys.exit(f"{'; '.join(failed.values())}. Not run for want of it: {', '.join(waiting) or 'none'}. "
+                 f"What they said stands above or in {road.folder}/logs; the same command goes on")
 
 
 def make(config: Mapping[str, Any], folder: str, name: str, logged: bool) -> dict[str, Any]:

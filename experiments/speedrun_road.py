@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import pathlib
 import re
 from collections.abc import Callable
@@ -36,8 +37,7 @@ class Road:
 
     def needs(self, name: str) -> list[str]:
         """The stages whose folders a stage's settings name, and those of `config.after`, in the order of the road."""
-        named = set(self.config.after.get(name, ()))
-        _walk(self._own(name), lambda text: [named.update(re.findall(r"{(\w+)}", text)), text][1])
+        named = {*self.config.after.get(name, ()), *re.findall(r"{(\w+)}", json.dumps(self._own(name), default=str))}
         return [other for other in ORDER if other in named]
 
     def key(self, name: str) -> str:

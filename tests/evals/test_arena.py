@@ -1,7 +1,5 @@
 """Bradley-Terry with ties, covariates and intervals: against choix, scikit-learn, and votes of known strengths."""
 
-import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from jaxllm.evals.agreement import cohen_kappa
 from jaxllm.evals.arena_votes import read_votes, tally
 from jaxllm.evals.elo import bradley_terry
 
-SHARED = pathlib.Path(os.environ.get("JAXLLM_TEST_DATA", "../shared/data"))
 NAMES = tuple("abcde")
 
 
@@ -44,10 +41,8 @@ def test_strengths_are_those_of_choix_and_of_elo():
                   - bradley_terry(arena.win_matrix(votes)[0], penalty=0.3)).max() < 1e-9
 
 
-@pytest.mark.skipif(not (SHARED / "pref").exists(), reason="needs the test data, JAXLLM_TEST_DATA")
-def test_the_strengths_known_for_pandalm():
-    file = SHARED / "pref" / "pandalm_testset_999x3_votes.json.xz"
-    read = read_votes(file)
+def test_the_strengths_known_for_pandalm(real_data):
+    read = read_votes(real_data("pref/pandalm_testset_999x3_votes.json.xz"))
     votes = tally(read)
     found = dict(zip(votes.players, arena.fit(votes).strengths.round(3), strict=True))
     assert found == {"llama-7b": 0.695, "pythia-6.9b": 0.086, "bloom-7b": -0.013, "opt-7b": -0.214,

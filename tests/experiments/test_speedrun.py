@@ -97,8 +97,8 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_else(config, fakes, tmp_
         raise ValueError("config.sft is wrong")
 
     monkeypatch.setitem(speedrun.STAGES, "sft", fails)
-    with pytest.raises(RuntimeError, match="sft: ValueError: config.sft is wrong. Not run for want of it: quantize, "
-                                           "export, arena"):
+    with pytest.raises(SystemExit, match="sft: ValueError: config.sft is wrong. Not run for want of it: quantize, "
+                                         "export, arena"):
         speedrun.main(config, str(tmp_path))
     assert {name for name, _ in fakes} == set(ORDER) - {"sft", "quantize", "export", "arena"}
     assert "Traceback" in capsys.readouterr().err
