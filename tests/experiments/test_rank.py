@@ -192,8 +192,8 @@ def test_a_changed_folder_is_another_player(tmp_path, config):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").write_text(name)
     specs = [f"{name}={tmp_path / name}" for name in ("one", "two")]
-    found = rank_players.open_players([*specs, "api=https://host/v1#m"], config.replies, config.api)
-    assert list(found) == ["one", "two", "api"]
+    found = rank_players.open_players(specs, config.replies, config.api)
+    assert list(found) == ["one", "two"]
     (tmp_path / "one" / "weights").write_text("one more")
     again = rank_players.open_players(specs, config.replies, config.api)
     assert again["one"][0] != found["one"][0] and again["two"][0] == found["two"][0]
@@ -201,6 +201,11 @@ def test_a_changed_folder_is_another_player(tmp_path, config):
                         ("y=http://host/v1", "name the model too")):
         with pytest.raises((ValueError, FileNotFoundError), match=error):
             rank_players.open_players([spec], config.replies, config.api)
+
+
+def test_a_model_behind_an_api_plays_too(config):
+    pytest.importorskip("openai", reason="needs the extra `interop`")
+    assert list(rank_players.open_players(["api=https://host/v1#m"], config.replies, config.api)) == ["api"]
 
 
 @pytest.mark.parametrize("changes, message", [
