@@ -95,23 +95,25 @@ def _base(config: ConfigDict) -> None:
     config.tokenizer.pattern = config.pretrain.data.tokenizer.pattern
     config.pretrain.data.sources = ("{curate}/latest/documents",)
     config.pretrain.data.tokenizer.name = "{tokenizer}/tokenizer"
-    # All that the filters keep of this web, 2.2 times: after 1.3 times a model of this size recalls hardly anything.
-    config.pretrain.steps, config.pretrain.validation_steps, config.pretrain.checkpoint_steps = 9000, 2250, 2250
+    # All that the filters keep of this web, twice: after 1.3 times a model of this size recalls hardly anything.
+    config.pretrain.steps, config.pretrain.validation_steps, config.pretrain.checkpoint_steps = 8000, 2000, 2000
     # Questions of each band, and tokens of an answer.
     config.recall = ConfigDict({"questions": 150, "max_tokens": 8})
-    config.evaluate = evaluate.get_config("{pretrain}")
+    config.evaluate = evaluate.get_config("{pretrain}/model")
+    config.evaluate.tasks = ("world/facts={seed}:{size}",)
 
 
 def _assistant(config: ConfigDict) -> None:
     """From the base model to an assistant that knows its limits, and what is written for others."""
     config.sft = sft.get_config("{pretrain}")
     config.sft.data.sources = ("world:{seed}:{size}",)
+    config.sft.steps = 400
     config.interrogate = interrogate.get_config()
     config.look_up = look_up.get_config()
     for name in ("interrogate", "look_up"):
         config[name].base = config.pretrain
     config.interrogate.world = "{seed}:{size}"
-    config.look_up.size = "{size}"
+    config.look_up.size, config.look_up.steps = "{size}", 700
 
     config.quantize = quantize.get_config("{sft}")
     # Of a world with other people: what the assistant was not trained on.
@@ -123,11 +125,13 @@ def _assistant(config: ConfigDict) -> None:
 
 
 def _practice(config: ConfigDict) -> None:
-    """What begins with small models of its own: practice, play and taste."""
+    """What begins with small models of its own: practice, play and taste; without the longest of their controls."""
     config.sft_to_rl = sft_to_rl.get_config()
+    config.sft_to_rl.arms, config.sft_to_rl.rl.steps = ("rl", "more_sft", "coin"), 80
     config.distill = distill.get_config()
     config.self_play = self_play.get_config()
     config.reward_model = reward_model.get_config()
+    config.reward_model.members, config.reward_model.counts = 2, (80,)
     config.policy_gradient = policy_gradient.get_config()
     config.policy_gradient.algorithms = ("grpo",)
 
@@ -145,7 +149,7 @@ def _real(config: ConfigDict) -> None:
     config.evaluate.tasks = ("core", "hellaswag", "arc_easy", "mmlu", "lambada")
     config.evaluate.limit, config.evaluate.dtype = 0, "bfloat16"
     # Fine-tuning as docs/sft.md has it for published models.
-    config.sft.data.sources = ("",)
+    config.sft.data.sources, config.sft.steps = ("",), 0
     config.sft.batch_size, config.sft.row_length, config.sft.microbatches = 32, 1024, 4
     config.sft.execution.dtype, config.sft.execution.scan, config.sft.loss_chunks = "bfloat16", True, 8
     config.sft.optimizer.learning_rate = 2e-5

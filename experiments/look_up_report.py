@@ -103,7 +103,8 @@ def _picture(seeds: Sequence[Records]) -> str:
             values = [(place, *value) for place, group in enumerate(GROUPS)
                       if (value := interval(seeds, name, group, _right)) is not None]
             places, means, lows, highs = map(np.array, zip(*values, strict=True))
-            axes.errorbar(places + 0.05 * (number - 2), means, [means - lows, highs - means], label=label, marker="o",
+            ends = [means - lows, highs - means] if len(seeds) > 1 else None  # of one seed: all of [0, 1]
+            axes.errorbar(places + 0.05 * (number - 2), means, ends, label=label, marker="o",
                           markersize=4, linewidth=1.2, capsize=2, color=f"C{number}",
                           linestyle="--" if name in ("wrong pages", "closed-book training") else "-")
         axes.axhline(BAR, color="gray", linewidth=0.8, linestyle=":")

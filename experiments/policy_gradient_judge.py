@@ -75,14 +75,20 @@ def wins(gold_QG: np.ndarray, start_QS: np.ndarray) -> np.ndarray:
     return ((above > 0) + 0.5 * (above == 0)).mean(axis=2)
 
 
-def best_of_n(pool: dict[str, Any], start_QS: np.ndarray) -> list[dict[str, float]]:
+def best_of_n(pool: dict[str, Any], start_QS: np.ndarray) -> list[dict[str, Any]]:
     """For n = 1 ... N: what the reward model's best of n is worth.
 
     Returns:
-      "n", "kl" (nats, exact where no two jokes tie), "gold", "proxy", "win_rate" against jokes of the start.
+      "n", "kl" (nats, exact where no two jokes tie), "golds" of each thing and their mean "gold", "proxy", "win_rate"
+      against jokes of the start.
     """
     gold_QN, proxy_QN = np.array(pool["gold"]), np.array(pool["proxy"])
     won_QN = wins(gold_QN, start_QS)
-    return [{"n": n, "kl": best_of_n_kl(n), "gold": float(best_of_n_mean(proxy_QN, n, gold_QN).mean()),
-             "proxy": float(best_of_n_mean(proxy_QN, n).mean()),
-             "win_rate": float(best_of_n_mean(proxy_QN, n, won_QN).mean())} for n in range(1, gold_QN.shape[1] + 1)]
+
+    def point(n: int) -> dict[str, Any]:
+        gold_Q = best_of_n_mean(proxy_QN, n, gold_QN)
+        return {"n": n, "kl": best_of_n_kl(n), "golds": gold_Q.tolist(), "gold": float(gold_Q.mean()),
+                "proxy": float(best_of_n_mean(proxy_QN, n).mean()),
+                "win_rate": float(best_of_n_mean(proxy_QN, n, won_QN).mean())}
+
+    return [point(n) for n in range(1, gold_QN.shape[1] + 1)]

@@ -30,9 +30,9 @@ def findings(config: ConfigDict, runs: Runs) -> Findings:
         cells = [spread(found[name], 2) if name in found else "" for name in (
             "gold", "gain", "win_rate", "proxy", "kl", "entropy", "length", "distinct")]
         rows.append([f"control: {config.control}, {arm}" if arm == SHUFFLED else arm, *cells])
-    pictures = [("Reward over the run", curves(runs, arms, "reward", "mean reward of a rollout")),
-                ("KL over the run", curves(runs, arms, "kl", "KL to the start, nats a reply")),
-                ("Gold against KL", gold_against_kl(runs, arms))]
+    pictures = [("Gold against KL", gold_against_kl(runs, arms)),
+                ("Reward over the run", curves(runs, arms, "reward", "mean reward of a rollout")),
+                ("KL over the run", curves(runs, arms, "kl", "KL to the start, nats a reply"))]
     tables = [Table("Judged on held-out things", rows, f"{note} {verdict(config, numbers['summary'])}"),
               best_of_n_table(runs, arms), costs(config, runs, arms), jokes(runs, arms)]
     return Findings("Policy gradient on human taste", tables, pictures, numbers, claims(config, runs))
@@ -40,16 +40,22 @@ def findings(config: ConfigDict, runs: Runs) -> Findings:
 
 def claims(config: ConfigDict, runs: Runs) -> list[Claim]:
     """That RLHF pleases people more; over seeds, or with one seed over the things that jokes are about."""
+    def values(each: list[Any]) -> list[float]:
+        """Of [things] a seed."""
+        return [float(np.mean(one)) for one in each] if len(each) > 1 else np.asarray(each[0]).tolist()
+
     def gold(arm: str) -> list[float]:
-        each = [np.mean(run["gold"], axis=-1) for run in runs[arm]]  # [things] a seed
-        return [float(np.mean(one)) for one in each] if len(each) > 1 else each[0].tolist()
+        return values([np.mean(run["gold"], axis=-1) for run in runs[arm]])
 
     first, of = config.algorithms[0], "seeds" if len(config.seeds) > 1 else "things"
+    picked = [nearest(start["best_of_n"], run["kl"]) for run, start in zip(runs[first], runs["start"], strict=True)]
     return [of_values("Learning from a model of people's rankings makes jokes that people like more",
                       f"{first}, by the judge nobody learned from", gold(first), "before", gold("start"), of=of,
                       digits=2),
             of_values("It is the rankings that teach", first, gold(first), "a reward model of shuffled rankings",
-                      gold(SHUFFLED), of=of, digits=2)]
+                      gold(SHUFFLED), of=of, digits=2),
+            of_values("Picked by that model from several, jokes are liked more", f"best of n at the KL of {first}",
+                      values([point["golds"] for point in picked]), "before", gold("start"), of=of, digits=2)]
 
 
 def summary(config: ConfigDict, runs: Runs, arm: str) -> dict[str, tuple[float, float, float]]:
@@ -94,7 +100,7 @@ def best_of_n_table(runs: Runs, arms: list[str]) -> Table:
         "Gold is the mean over all choices of n from the samples drawn."))
 
 
-def nearest(points: list[dict[str, float]], kl: float) -> dict[str, float]:
+def nearest(points: list[dict[str, Any]], kl: float) -> dict[str, Any]:
     """The first point of best-of-n with this KL or more; the last where none has.
 
     >>> nearest([{"n": 1, "kl": 0.0}, {"n": 2, "kl": 0.2}], 0.1)["n"]

@@ -58,7 +58,8 @@ def _ahead(text: str, runs: Sequence[Run], name: str) -> Claim:
     league, other = (tuple(rated["elo"][rated["players"].index(one)]) for one in ("league", name))
     low, high = (league[0] - other[0] + sign * np.hypot(*[(one[2] - one[1]) / 2 for one in (league, other)])
                  for sign in (-1, 1))
-    return Claim(text, "league, Elo", _NAMES[name], league, other, (league[0] - other[0], float(low), float(high)),
+    lead = (league[0] - other[0], float(low), float(high))
+    return Claim(text, "league, Elo", _NAMES[name].removeprefix("control: "), league, other, lead,
                  "the games of one seed", digits=0)
 
 

@@ -18,7 +18,7 @@ from experiments.speedrun_road import Road
 Told = Mapping[str, Mapping[str, Any]]
 COLOURS = {HOLDS: "#1a7f4b", REFUTED: "#c0362c", OPEN: "#8a6d1a"}
 STYLE = """<style>
-.verdict { display: inline-block; min-width: 6rem; font-weight: 600; } .lead { font-size: 1.05rem; }
+.verdict { display: inline-block; min-width: 7rem; font-weight: 600; } .lead { font-size: 1.05rem; }
 .claim { margin: 1rem 0; padding: .2rem 0 .2rem 1rem; border-left: 4px solid var(--line); }
 .claim p { margin: .15rem 0; } .claim b.n { font-variant-numeric: tabular-nums; }
 nav ol { padding-left: 1.4rem; } nav li { margin: .5rem 0; } nav a { color: inherit; }

@@ -150,7 +150,8 @@ def quantize(road: Road) -> Found:
     lead, half = four[0] - eight[0], (widths[0]**2 + widths[1]**2)**0.5
     claim = Claim("Eight bits cost less than four", "perplexity above float32's, int8", "int4", eight, four,
                   (lead, lead - half, lead + half), "blocks of text", digits=4)
-    sizes = ", ".join(f"{name.partition(' ')[0]} {row['bytes'] / 1e6:.2f} MB" for name, row in rows.items())
+    sizes = ", ".join({name.partition(" ")[0]: f"{name.partition(' ')[0]} {row['bytes'] / 1e6:.2f} MB"
+                       for name, row in rows.items()}.values())
     return told(road, "quantize", [claim], [("weights", sizes)], page="report.html") | {
         "pictures": [f"{folder.name}/pictures/change_of_perplexity.svg"]}
 

@@ -152,7 +152,7 @@ def test_the_road_at_real_size_is_whole(fakes, tmp_path):
     assert settings["pretrain"].data.sources == (f"{road.path('curate')}/latest/documents",)
     for read in (settings["sft_to_rl"].model, settings["quantize"].model, settings["export"].source):
         assert read == str(road.path("sft"))
-    assert settings["evaluate"].models == (str(road.output("pretrain")),)
+    assert settings["evaluate"].models == (f"{road.output('pretrain')}/model",)
 
 
 def test_an_extra_that_is_missing_is_named(config, tmp_path, monkeypatch):
