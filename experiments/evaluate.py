@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,6 @@ from ml_collections import ConfigDict
 from experiments import evaluate_report, findings, lab, launch
 from jaxllm.data.shards import open_shards
 from jaxllm.data.sources import open_source
-from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.evals import contamination, ifeval
 from jaxllm.evals.evaluation import Result, evaluate
 from jaxllm.evals.language_model import LanguageModel
@@ -46,10 +46,11 @@ def main(config: ConfigDict, workdir: str) -> None:
     names, missing = task_names(config)
     tasks = [open_task(name, config.data, limit=config.limit or None, shots=None if config.shots < 0 else config.shots,
                        seed=config.seed) for name in names]
-    results = [[kept_result(config, folder, name, load, task) for task in tasks]
-               for name, load in models(config).items()]
-    overlaps = kept_overlaps(config, folder, tasks) if config.corpus else []
-    found = evaluate_report.findings_of(config, list(models(config)), tasks, results, missing, overlaps)
+    check_answers(tasks)
+    opened = models(config)
+    results = [[kept_result(config, folder, name, load, task) for task in tasks] for name, load in opened.items()]
+    overlaps = kept_overlaps(config, folder, tasks, next(iter(opened.values()))) if config.corpus else []
+    found = evaluate_report.findings_of(config, list(opened), tasks, results, missing, overlaps)
     findings.write(found, folder, config, time.perf_counter() - begun)
 
 
@@ -69,7 +70,19 @@ def check(config: ConfigDict) -> None:
         if model not in (LAB, UNTRAINED) and not pathlib.Path(model).expanduser().is_dir():
             raise FileNotFoundError(f"config.models names {model!r}, which is no folder: give a model's or a run's, "
                                     f"{LAB!r} or {UNTRAINED!r}")
+    if config.corpus:
+        corpus_files(config.corpus)
     make_mesh(config.mesh)
+
+
+def check_answers(tasks: Sequence[Task]) -> None:
+    """Refuses a task whose replies no verifier could grade, before a model writes them."""
+    for task in tasks:
+        for item in task.items if task.kind == "generation" else ():
+            try:
+                grade(item.verifier, "", item.answer)
+            except (ImportError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"task {task.name}, item {item.key}: no reply can be graded ({error})") from error
 
 
 def task_names(config: ConfigDict) -> tuple[list[str], list[str]]:
@@ -84,9 +97,11 @@ def task_names(config: ConfigDict) -> tuple[list[str], list[str]]:
             names += there
         else:
             names.append(name)
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    short = [name.partition("=")[0] for name in names]
+    repeated = sorted({name for name in short if short.count(name) > 1})
     if repeated:
-        raise ValueError(f"config.tasks names {', '.join(repeated)} more than once")
+        raise ValueError(f"config.tasks names {', '.join(repeated)} more than once; results bear the name before the "
+                         f"=, so give your own files two names, or ask for one at a time")
     return names, missing
 
 
@@ -104,8 +119,7 @@ def load(config: ConfigDict, path: str) -> LanguageModel:
     mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
     shardings = None
     if mesh is not None:
-        inner = folder / "model" if (folder / "model" / "config.json").exists() else folder
-        architecture = load_config(inner / "config.json")
+        architecture = load_config(model_folder(folder) / "config.json")
         shardings = state_shardings(abstract_params(architecture), architecture, mesh)
     params, architecture, tokenizer = load_model(folder, dtype=config.dtype, shardings=shardings)
     if path == UNTRAINED:
@@ -116,13 +130,23 @@ def load(config: ConfigDict, path: str) -> LanguageModel:
                          config.chat, config.max_length or None)
 
 
+def model_folder(path: str | os.PathLike) -> pathlib.Path:
+    """The folder itself, or the model inside a run's."""
+    folder = pathlib.Path(path).expanduser()
+    return folder / "model" if (folder / "model" / "config.json").exists() else folder
+
+
 def stamp(config: ConfigDict, path: str) -> Any:
-    """What stands for a model in the name of a kept result: the laboratory's settings, or the weights' files."""
+    """What stands for a model in the name of a kept result: the laboratory's settings, or the model's files."""
     if path in (LAB, UNTRAINED):
         return [path, config.base.to_dict()]
-    files = sorted(file for file in pathlib.Path(path).expanduser().rglob("*") if "params" in file.parts)
-    return [str(pathlib.Path(path).absolute()), [(file.name, file.stat().st_size, file.stat().st_mtime_ns)
-                                                 for file in files if file.is_file()]]
+    return written(model_folder(path).rglob("*"))
+
+
+def written(files: Iterable[str | os.PathLike]) -> list[tuple[str, int, int]]:
+    """(path, size, when it was written) of files: another list where one of them has changed."""
+    return [(os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns)
+            for file in sorted(map(os.fspath, files)) if os.path.isfile(file)]
 
 
 def kept_result(config: ConfigDict, folder: pathlib.Path, name: str, make: Callable[[], LanguageModel], task: Task
@@ -161,23 +185,37 @@ def grade(verifier: str, reply: str, answer: str) -> Any:
     return ifeval.grade(reply, answer) if verifier == "ifeval" else rewards.grade(verifier, reply, answer)
 
 
-def kept_overlaps(config: ConfigDict, folder: pathlib.Path, tasks: Sequence[Task]) -> list[contamination.Overlap]:
-    """What of each task stands in the corpus, found now or before."""
+def kept_overlaps(config: ConfigDict, folder: pathlib.Path, tasks: Sequence[Task], make: Callable[[], LanguageModel]
+                  ) -> list[contamination.Overlap]:
+    """What of each task stands in the corpus, found now or before; `make` gives the model whose token shards it is."""
     def measure() -> list[dict[str, Any]]:
-        tokenizer = next(iter(models(config).values()))().tokenizer
-        found = contamination.overlaps(tasks, corpus_texts(config.corpus, tokenizer), n=config.overlap_words)
+        found = contamination.overlaps(tasks, corpus_texts(config.corpus, make), n=config.overlap_words)
         return [dataclasses.asdict(overlap) for overlap in found]
 
-    settings = [config.corpus, config.overlap_words, [dataclasses.asdict(task) for task in tasks]]
+    settings = [config.corpus, written(corpus_files(config.corpus)), config.overlap_words,
+                [dataclasses.asdict(task) for task in tasks]]
     return [contamination.Overlap(**one) for one in lab.kept(folder / "parts", "overlaps", settings, measure)]
 
 
-def corpus_texts(spec: str, tokenizer: Tokenizer) -> Iterator[str]:
-    """The documents of a corpus: a folder of token shards, or what `open_source` takes."""
-    if (pathlib.Path(spec).expanduser() / "index.json").is_file():
-        shards = open_shards(pathlib.Path(spec).expanduser(), tokenizer.fingerprint)
-        return contamination.shard_documents(shards, tokenizer)
-    return (document.text for document in open_source(spec))
+def corpus_files(spec: str) -> Sequence[str | os.PathLike]:
+    """The files of a corpus, none where it is made or TFDS's.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such corpus.
+    """
+    return sorted(pathlib.Path(spec).expanduser().iterdir()) if _has_shards(spec) else open_source(spec).files
+
+
+def corpus_texts(spec: str, make: Callable[[], LanguageModel]) -> Iterator[str]:
+    """The documents of a corpus: a folder of token shards by the tokenizer of a model, or what `open_source` takes."""
+    if not _has_shards(spec):
+        return (document.text for document in open_source(spec))
+    tokenizer = make().tokenizer
+    return contamination.shard_documents(open_shards(pathlib.Path(spec).expanduser(), tokenizer.fingerprint), tokenizer)
+
+
+def _has_shards(spec: str) -> bool:
+    return (pathlib.Path(spec).expanduser() / "index.json").is_file()
 
 
 if __name__ == "__main__":

@@ -159,10 +159,11 @@ def instructions(names: Sequence[str], tasks: Sequence[Task], results: Sequence[
     """IFEval's four numbers: of prompts and of single instructions, strict and loose."""
     rows = [["task", "of", *names]]
     for place, task in enumerate(tasks):
-        if task.items[0].verifier != "ifeval":
+        if all(item.verifier != "ifeval" for item in task.items):
             continue
-        verdicts = [[ifeval.grade(reply, item.answer) for reply, item in zip(found[place].replies, task.items,
-                                                                             strict=True)] for found in results]
+        verdicts = [[ifeval.grade(reply, item.answer) for reply, item in
+                     zip(found[place].replies, task.items, strict=True) if item.verifier == "ifeval"]
+                    for found in results]
         for form in ("strict", "loose"):
             of_models = [[getattr(verdict, form) for verdict in some] for some in verdicts]
             rows.append([task.name, f"prompts, {form}",

@@ -4,7 +4,7 @@
     python -m experiments.rank --config.votes=votes.jsonl
 
 Without settings, small joke models of the made-up world meet before its hidden judge and before a simulated voter who
-likes length. Every reply and every vote is kept when it is there; the same command goes on after a kill.
+likes length. Replies and votes are kept as they come; the same command goes on after a kill.
 """
 
 from __future__ import annotations
@@ -90,15 +90,17 @@ def rating_of(config: ConfigDict) -> Rating:
 
 
 def _played(config: ConfigDict, folder: pathlib.Path, rating: Rating) -> findings.Findings:
-    prompts = prompts_of(config)
+    prompts, by_people = prompts_of(config), config.judge.kind == "people"
     players = (rank_players.open_players(config.players, config.replies, config.api) if config.players
                else rank_world.players_of(config))
+    if rating.anchor and rating.anchor not in players:
+        raise ValueError(f"config.rating.anchor={rating.anchor!r}: the players are {', '.join(players)}")
+    judge = None if by_people else judge_of(config, prompts)  # says what is wrong with it before anybody replies
     replies = draw_replies(players, prompts, folder / "replies.jsonl", samples=config.replies.samples, seed=config.seed)
     battles = battles_of(prompts, replies, most=config.battles, seed=config.seed)
     title = f"Arena: {len(players)} players, judged by {config.judge.kind}"
-    if config.judge.kind == "people":
+    if by_people:
         return findings_of(rate(_ask_people(config, battles, folder), rating), title, "Judged blind by people.")
-    judge = judge_of(config, prompts)
     together = config.api.together if config.judge.kind == "model" else 1
     file = folder / f"votes-{version_of(config)}.jsonl"
     votes, unread = play(battles, judge, file, config.judge.kind, together=together), getattr(judge, "unread", 0)

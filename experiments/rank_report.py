@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import report
 from experiments.findings import Findings, Table
-from jaxllm.evals import arena
+from jaxllm.evals import arena, elo
 from jaxllm.evals.agreement import agreement
 from jaxllm.evals.arena_votes import Vote, position_bias, tally
 from jaxllm.evals.intervals import share, spread
@@ -82,7 +82,8 @@ def rate(votes: Sequence[Vote], rating: Rating) -> Board:
     """Rates the players of votes, with and without style control.
 
     Raises:
-      ValueError: an unknown anchor, votes on one prompt alone, or what `arena.fit` refuses.
+      ValueError: an unknown anchor, votes on one prompt alone, players that nothing compares, or what `arena.fit`
+        refuses.
     """
     tallied = tally(votes)
     if len(np.unique(tallied.groups)) < 2:
@@ -90,6 +91,7 @@ def rate(votes: Sequence[Vote], rating: Rating) -> Board:
                          "players meet on two prompts or more")
     if rating.anchor and rating.anchor not in tallied.players:
         raise ValueError(f"rating.anchor is {rating.anchor!r}; the players are {', '.join(tallied.players)}")
+    arena.check_compared(tallied)
     styled, why = None, "no style was to be controlled"
     if rating.style:
         with_style = tally(votes, rating.style)
@@ -184,7 +186,7 @@ def _doubts(board: Board) -> Table:
     worst = np.abs(_surplus(board)).max()
     rows.append(["largest gap of a pair's share to the model's", f"{worst:.3f}"])
     if board.rating.orders > 1:
-        online_ON = arena.online_elo(tallied, orders=board.rating.orders, seed=board.rating.seed)
+        online_ON = elo.online_elo(tallied, orders=board.rating.orders, seed=board.rating.seed)
         spread_N = np.quantile(online_ON, 0.975, axis=0) - np.quantile(online_ON, 0.025, axis=0)
         kept = np.mean(online_ON[1:].argmax(1) == board.plain.scores.argmax())
         rows += [["online Elo (K = 16): width of a score over random orders of the votes", f"{spread_N.mean():.0f}"],

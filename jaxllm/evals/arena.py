@@ -253,39 +253,31 @@ def win_matrix(votes: Votes) -> tuple[np.ndarray, np.ndarray]:
     return points_NN, votes_NN + votes_NN.T
 
 
-def online_elo(votes: Votes, k: float = 16.0, base: float = 1000.0, orders: int = 1, seed: int = 0) -> np.ndarray:
-    """Ratings that are updated vote by vote, float64 [orders, N]: r += k (points - expected), from `base` on.
+def check_compared(votes: Votes) -> None:
+    """Refuses players that no vote compares with the others, not even through third ones.
 
-    They depend on the order of the votes, by far more than their number suggests: the first row is for the order as it
-    is, the others are for random ones. `fit` has no order; this is here to show what it replaces.
+    A prior makes their strengths finite, and is then all that says who is above whom.
 
-    References: Elo, The rating of chessplayers, 1978.
+    Raises:
+      ValueError: names them.
     """
-    rng, count = np.random.default_rng(seed), len(votes.points)
-    order_OV = np.stack([np.arange(count), *(rng.permutation(count) for _ in range(orders - 1))])
-    ratings_ON, row_O = np.full((orders, len(votes.players)), base), np.arange(orders)
-    for vote_O in order_OV.T:
-        first_O, second_O = votes.first[vote_O], votes.second[vote_O]
-        expected_O = expit((ratings_ON[row_O, first_O] - ratings_ON[row_O, second_O]) / POINTS)
-        change_O = k * (votes.points[vote_O] - expected_O)
-        ratings_ON[row_O, first_O] += change_O
-        ratings_ON[row_O, second_O] -= change_O
-    return ratings_ON
+    parts, part_N = connected_components(win_matrix(votes)[1], directed=False)
+    if parts > 1:
+        raise ValueError(f"nothing compares {_listed(votes.players, part_N == part_N[0])} with "
+                         f"{_listed(votes.players, part_N != part_N[0])}: let them meet, or rank them apart")
 
 
 def _check(votes: Votes, ties: str, prior: float) -> None:
     if ties not in TIES or prior < 0:
         raise ValueError(f"ties {ties!r} and prior {prior}: choose one of {', '.join(TIES)}, and 0 or more")
-    if ties == "davidson" and not np.equal(votes.points, 0.5).any():
-        raise ValueError("no vote is a tie, so their frequency cannot be fitted; take ties='half'")
+    tied = np.equal(votes.points, 0.5)
+    if ties == "davidson" and (tied.all() or not tied.any()):
+        raise ValueError(f"{'every' if tied.any() else 'no'} vote is a tie, so their frequency cannot be fitted; take "
+                         f"ties='half'")
     if prior > 0:
         return
-    points_NN, votes_NN = win_matrix(votes)
-    parts, part_N = connected_components(votes_NN, directed=False)
-    if parts > 1:
-        raise ValueError(f"nothing compares {_listed(votes.players, part_N == part_N[0])} with "
-                         f"{_listed(votes.players, part_N != part_N[0])}: let them meet, rank them apart, or set a "
-                         f"prior above 0")
+    check_compared(votes)
+    points_NN, _ = win_matrix(votes)
     parts, part_N = connected_components(points_NN > 0, connection="strong")
     if parts > 1:
         inside = part_N[:, None] == part_N[None, :]

@@ -88,8 +88,9 @@ def newton(rows: Rows, ties: str, prior: float, weights_SG: np.ndarray, paramete
         parameters_SP = parameters_SP + change_SP
         if np.abs(change_SP).max() < TOLERANCE:
             return parameters_SP
-    raise ValueError("the votes have no likeliest strengths: covariates tell who is preferred without exception; leave "
-                     "one out, or set a prior above 0")
+    raise ValueError("the votes have no likeliest strengths: covariates tell who is preferred without exception, or a "
+                     "player ties and wins and never loses, for which ties of their own rate set no bound; leave a "
+                     "covariate out, take ties='half', or set a prior above 0")
 
 
 def _system(rows: Rows, ties: str, prior: float, weights_SR: np.ndarray, parameters_SP: np.ndarray

@@ -76,7 +76,8 @@ def draw_replies(players: Mapping[str, tuple[str, Speak]], prompts: Sequence[Pro
     """
     begun, found = time.perf_counter(), {}
     mend(file)
-    kept = {record["key"]: record["replies"] for record in map(json.loads, file.read_text("utf-8").splitlines())}
+    with open(file, encoding="utf-8") as lines:  # not splitlines: a reply may hold a separator of Unicode's
+        kept = {record["key"]: record["replies"] for record in map(json.loads, lines)}
     for name, (version, speak) in players.items():
         keys = [_key(name, version, samples, seed, prompt) for prompt in prompts]
         missing = [i for i, key in enumerate(keys) if key not in kept]

@@ -84,19 +84,32 @@ def read_votes(path: str | os.PathLike) -> list[Vote]:
     path, found, read = pathlib.Path(path).expanduser(), [], None
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a file of votes")
-    for place, record in source_files.reader_for(path)(path, _COLUMNS):
+    for place, record in source_files.reader_for(path)(path, _columns_of(path)):
         where = f"{path}, {place}"
         if not isinstance(record, Mapping):
             raise ValueError(f"{where}: expected an object, got {type(record).__name__}")
         read = read or _form_of(record, where)
         try:
-            found += read(record, where)
+            votes = read(record, where)
+            if not all(isinstance(text, str) for vote in votes for text in (*vote.players, *vote.ranking.completions)):
+                raise TypeError("players and completions must be texts")
+            found += votes
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{where}: not a vote ({reason})") from error
     if not found:
         raise ValueError(f"{path}: the file holds no vote")
     return found
+
+
+def _columns_of(path: pathlib.Path) -> tuple[str, ...]:
+    """The fields to read, of a table those that it has first: a reader asks for the first of them."""
+    if path.suffix.lower() != ".parquet":
+        return _COLUMNS
+    import pyarrow.parquet
+
+    present = pyarrow.parquet.read_schema(path).names
+    return tuple(sorted(_COLUMNS, key=lambda column: column not in present))
 
 
 def _form_of(record: Mapping[str, Any], where: str) -> Callable[[Mapping[str, Any], str], list[Vote]]:

@@ -66,7 +66,7 @@ def overlaps(tasks: Sequence[Task], documents: Iterable[str], *, n: int = 13, mi
             for match in scan(text, index) if index else ():
                 shares[match.item] = max(match.share, shares.get(match.item, 0.0))
     return [Overlap(task.name, len(task.items), int((index.item_grams > 0).sum()) if index else 0,
-                    {task.items[i].key: share for i, share in sorted(shares.items())}, count)
+                    {task.key(i): share for i, share in sorted(shares.items())}, count)
             for task, index, shares in zip(tasks, indices, best, strict=True)]
 
 

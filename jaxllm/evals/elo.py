@@ -7,8 +7,13 @@ Elo is the same strength with 400 points for odds of ten to one.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import expit
+
+if TYPE_CHECKING:
+    from jaxllm.evals.arena import Votes
 
 POINTS = 400 / math.log(10)  # Elo points of one nat of log-odds
 
@@ -71,3 +76,23 @@ def elo(results_NN3: np.ndarray, anchor: int, samples: int = 0, seed: int = 0, p
         drawn = [of(rng.multinomial(games_NN, shares_NN3)) for _ in range(samples)]
         found_N3[:, 1:] = np.quantile(drawn, (0.025, 0.975), axis=0).T
     return found_N3
+
+
+def online_elo(votes: Votes, k: float = 16.0, base: float = 1000.0, orders: int = 1, seed: int = 0) -> np.ndarray:
+    """Ratings that are updated vote by vote, float64 [orders, N]: r += k (points - expected), from `base` on.
+
+    They depend on the order of the votes, by far more than their number suggests: the first row is for the order as it
+    is, the others are for random ones. `arena.fit` has no order; this is here to show what that replaces.
+
+    References: Elo, The rating of chessplayers, 1978.
+    """
+    rng, count = np.random.default_rng(seed), len(votes.points)
+    order_OV = np.stack([np.arange(count), *(rng.permutation(count) for _ in range(orders - 1))])
+    ratings_ON, row_O = np.full((orders, len(votes.players)), base), np.arange(orders)
+    for vote_O in order_OV.T:
+        first_O, second_O = votes.first[vote_O], votes.second[vote_O]
+        expected_O = expit((ratings_ON[row_O, first_O] - ratings_ON[row_O, second_O]) / POINTS)
+        change_O = k * (votes.points[vote_O] - expected_O)
+        ratings_ON[row_O, first_O] += change_O
+        ratings_ON[row_O, second_O] -= change_O
+    return ratings_ON

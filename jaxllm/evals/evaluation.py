@@ -114,12 +114,8 @@ def evaluate(model: LanguageModel, task: Task, *, seed: int = 0, control: bool =
         found = _generations(model, task, seed, control, grade, slots, progress)
     else:
         found = _candidates(model, task, seed, control, batch_tokens, program_tokens, progress)
-    return Result(task.name, task.kind, task.metric, task.chance, [_key(task, i) for i in range(len(task.items))],
+    return Result(task.name, task.kind, task.metric, task.chance, list(map(task.key, range(len(task.items)))),
                   seconds=time.perf_counter() - begun, note=task.note, **found)
-
-
-def _key(task: Task, index: int) -> str:
-    return task.items[index].key or str(index)
 
 
 def _documents(model: LanguageModel, task: Task, batch_tokens: int, program_tokens: int, progress: Progress | None
@@ -138,7 +134,9 @@ def _generations(model: LanguageModel, task: Task, seed: int, control: bool, gra
     prompts = [prefix(task, i, seed) + item.contexts[0] + task.delimiter.rstrip(" ")
                for i, item in enumerate(task.items)]
     most = min(task.max_tokens, model.positions // 2)  # a small model keeps room for the question
-    replies = complete(model, prompts, max_tokens=most, stop=task.stop, slots=slots, progress=progress)
+    # The stop strings are where a text would go on to the next question; in a chat they stand within replies.
+    replies = complete(model, prompts, max_tokens=most, stop=() if model.chat else task.stop, slots=slots,
+                       progress=progress)
     scores = [float(grade(item.verifier, reply, item.answer).score)
               for item, reply in zip(task.items, replies, strict=True)]
     swapped: list[float | None] = [None] * len(scores)
@@ -218,13 +216,16 @@ def compare(first: Result, second: Result) -> Difference:
     """The first model less the second on the same items.
 
     Raises:
-      ValueError: for results of different tasks, or with no item in common.
+      ValueError: for results of different tasks, with no item in common, or with two items of one key.
 
     References: McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
     """
     if (first.task, first.metric) != (second.task, second.metric):
         raise ValueError(f"{first.task} by {first.metric} cannot be compared with {second.task} by {second.metric}")
     at = {key: i for i, key in enumerate(second.keys)}
+    if len(at) < len(second.keys) or len(set(first.keys)) < len(first.keys):
+        raise ValueError(f"{first.task}: two items have one key, and nothing tells which belong together; give each a "
+                         f"key of its own")
     both = [(i, at[key]) for i, key in enumerate(first.keys) if key in at]
     if not both:
         raise ValueError(f"{first.task}: the two results have no item in common")

@@ -43,10 +43,10 @@ def own(record: Record, where: str) -> Item:
         return Item((prompt,), (reference,) if reference else (), answer=_text(record, "answer"),
                     verifier=_text(record, "verifier"))
     if "context_options" in record:
-        return Item(tuple(record["context_options"]), (_text(record, "continuation"),), _gold(record["gold"]))
+        return Item(_texts(record, "context_options"), (_text(record, "continuation"),), _gold(record["gold"]))
     if "choices" in record:
         context = record["query"] if "query" in record else _text(record, "context")
-        choices = tuple(record["choices"])
+        choices = _texts(record, "choices")
         premise = len(record["premise"]) if "premise" in record else _premise(context, choices)
         if "premise" in record and not context.startswith(record["premise"]):
             raise ValueError("the premise must be the beginning of the context")
@@ -77,6 +77,12 @@ def _text(record: Record, field: str) -> str:
     if not isinstance(record[field], str):
         raise TypeError(f"{field} must be a text, not {type(record[field]).__name__}")
     return record[field]
+
+
+def _texts(record: Record, field: str) -> tuple[str, ...]:
+    if not isinstance(record[field], list | tuple) or not all(isinstance(text, str) for text in record[field]):
+        raise TypeError(f"{field} must be a list of texts")
+    return tuple(record[field])
 
 
 def arc(record: Record, where: str) -> Item:

@@ -56,7 +56,9 @@ def _file(path: pathlib.Path, shown: str) -> Iterator[Row]:
         yield from _parquet(path, shown)
     elif kind in (".csv", ".txt"):
         text = source_files.decode(_bytes(path, shown), shown)
-        lines = csv.reader(io.StringIO(text, newline="")) if kind == ".csv" else text.splitlines()
+        # Not splitlines: it would also cut at separators of Unicode's within a line.
+        lines = csv.reader(io.StringIO(text, newline="")) if kind == ".csv" else (
+            line.rstrip("\n") for line in io.StringIO(text, newline=None))
         yield from ((f"{shown}, {'row' if kind == '.csv' else 'line'} {number}", line)
                     for number, line in enumerate(lines, 1))
     else:

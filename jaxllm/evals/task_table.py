@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxllm.data.sources import open_source
@@ -157,9 +157,21 @@ def open_task(name: str, folder: str | os.PathLike = ".", *, limit: int | None =
     else:
         raise ValueError(f"unknown task {name!r}: name one of {', '.join((*BENCHMARKS, *WORLD))}, core/NAME, "
                          f"or NAME=FILE")
-    pool = task.pool or task.items
+    items = _named(task.items)
     count = task.shots if shots is None or task.kind == "document" else shots
-    return dataclasses.replace(task, items=limited(task.items, limit, seed), pool=pool if count else (), shots=count)
+    return dataclasses.replace(task, items=limited(items, limit, seed), pool=(task.pool or items) if count else (),
+                               shots=count)
+
+
+def _named(items: Sequence[Item]) -> tuple[Item, ...]:
+    """The items, each by a key of its own: a file may give one to several, and a problem of the world come twice."""
+    found: dict[str, Item] = {}
+    for place, item in enumerate(items):
+        key = item.key or str(place)
+        if key in found:
+            key = f"{key}, {place}"
+        found[key] = item if key == item.key else dataclasses.replace(item, key=key)
+    return tuple(found.values())
 
 
 def core_names(folder: str | os.PathLike) -> tuple[list[str], list[str]]:

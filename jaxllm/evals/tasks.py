@@ -40,7 +40,7 @@ class Item:
         lettered options) stays when the control swaps them. None is all.
       subject: shots are of the same one.
       answer, verifier: of a generation: what the verifier compares with, and its name.
-      key: names the item; two models are compared on equal keys.
+      key: names the item, and no other of the task; two models are compared on equal keys. "" is its place.
     """
 
     contexts: tuple[str, ...]
@@ -108,15 +108,21 @@ class Task:
         for item in self.items:
             self._check(item)
 
+    def key(self, index: int) -> str:
+        """What an item is called in results."""
+        return self.items[index].key or str(index)
+
     def _check(self, item: Item) -> None:
         where = f"task {self.name}, item {item.key or item.contexts!r:.80}"
         if self.kind in ("choice", "schema"):
             candidates = len(item.choices if self.kind == "choice" else item.contexts)
-            if candidates < 2 or not item.gold or not all(0 <= place < candidates for place in item.gold):
+            if candidates < 2 or not item.gold or not set(item.gold) <= set(range(candidates)):
                 raise ValueError(f"{where}: {candidates} candidates with {item.gold} for the right ones; give two "
                                  f"candidates or more, and the place of a right one")
-        if self.kind not in ("generation", "document") and not all(item.choices):
-            raise ValueError(f"{where}: a candidate is empty")
+            if len(set(item.gold)) < len(item.gold):
+                raise ValueError(f"{where}: {item.gold} names a right candidate more than once")
+        if self.kind != "generation" and not all(item.choices):
+            raise ValueError(f"{where}: a candidate or a text is empty; leave it out")
         if (len(item.contexts) != 1 and self.kind in ("choice", "continuation", "generation")
                 or len(item.choices) != 1 and self.kind in ("schema", "continuation", "document")):
             raise ValueError(f"{where}: {len(item.contexts)} contexts and {len(item.choices)} continuations make no "

@@ -20,20 +20,15 @@ from jaxllm.evals.arena_play import Battle
 from jaxllm.serve import pages
 from jaxllm.serve.battle_store import BattleStore
 from jaxllm.serve.body import JSONRoute
-from jaxllm.serve.errors import ApiError, answer_api_error, answer_failure, answer_validation_error
+from jaxllm.serve.errors import answer_api_error, answer_failure, answer_validation_error
 from jaxllm.serve.guard import LOOPBACK
-from jaxllm.serve.preferring import Annotator, SetName
+from jaxllm.serve.judging import Annotator, Name, NextRequest, known
 from jaxllm.serve.schema import Strict
-
-
-class NextRequest(Strict):
-    annotator: Annotator
-    holding: list[SetName] = Field([], max_length=8, description="battles that the page has and has not judged")
 
 
 class BattleRequest(Strict):
     annotator: Annotator
-    battle: SetName
+    battle: Name
 
 
 class VoteRequest(BattleRequest):
@@ -95,12 +90,12 @@ def _battle_router(store: BattleStore) -> APIRouter:
     routes = APIRouter(prefix="/battles", route_class=JSONRoute)
 
     def shown(battle: Battle | None, annotator: str) -> dict[str, Any]:
-        found: dict[str, Any] = {"judged": store.counts().get(annotator, 0), "battles": len(store.battles)}
+        body: dict[str, Any] = {"judged": store.counts().get(annotator, 0), "battles": len(store.battles)}
         if battle is not None:
             left = store.left(battle, annotator)
-            found |= {"battle": battle.name, "prompt": list(battle.prompt), "left": battle.completions[left],
-                      "right": battle.completions[1 - left]}
-        return found
+            body |= {"battle": battle.name, "prompt": list(battle.prompt), "left": battle.completions[left],
+                     "right": battle.completions[1 - left]}
+        return body
 
     @routes.post("/next")
     def next_battle(asked: NextRequest) -> dict[str, Any]:
@@ -110,30 +105,20 @@ def _battle_router(store: BattleStore) -> APIRouter:
     @routes.post("/vote")
     def vote(asked: VoteRequest) -> dict[str, Any]:
         """Saves a verdict; when this answers, it is on the disk."""
-        try:
+        with known("battle", asked.battle):
             return {"judged": store.vote(asked.battle, asked.annotator, asked.verdict, seconds=asked.seconds)}
-        except KeyError as error:
-            raise _no_battle(asked.battle) from error
 
     @routes.post("/skip")
     def skip(asked: BattleRequest) -> dict[str, Any]:
         """Passes a battle over."""
-        try:
+        with known("battle", asked.battle):
             store.skip(asked.battle, asked.annotator)
-        except KeyError as error:
-            raise _no_battle(asked.battle) from error
         return {}
 
     @routes.post("/undo")
     def undo(asked: BattleRequest) -> dict[str, Any]:
         """Takes back what was done with a battle, and shows it again."""
-        try:
+        with known("battle", asked.battle):
             return shown(store.undo(asked.battle, asked.annotator), asked.annotator)
-        except KeyError as error:
-            raise _no_battle(asked.battle) from error
 
     return routes
-
-
-def _no_battle(name: str) -> ApiError:
-    return ApiError(404, f"there is no battle {name!r} to do this with", param="battle")

@@ -182,7 +182,8 @@ class PreferenceStore:
 
 
 def _records(path: pathlib.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with open(path, encoding="utf-8") as lines:  # not splitlines: a text may hold a separator of Unicode's
+        return [json.loads(line) for line in lines if line.strip()]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from jaxllm.data.preferences import Message
+from jaxllm.serve import judging
 from jaxllm.serve.body import JSONRoute
 from jaxllm.serve.chat_completions import ChatAnswer
 from jaxllm.serve.errors import ApiError
@@ -24,19 +25,14 @@ MOST_SAMPLES = 9
 # Draws before it is said that the model gives one and the same answer.
 MOST_DRAWS = 3
 
-Annotator = Annotated[str, Field(pattern=r"^\S(.{0,38}\S)?$", description="who ranks, 1 to 40 characters")]
-SetName = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 
-
-class NextRequest(Strict):
-    annotator: Annotator
-    holding: list[SetName] = Field([], max_length=8, description="sets that the page has and has not ranked")
+class NextRequest(judging.NextRequest):
     prompt: str | None = Field(None, min_length=1, max_length=20_000, description="in place of the next of the list")
 
 
 class SetRequest(Strict):
-    annotator: Annotator
-    set: SetName
+    annotator: judging.Annotator
+    set: judging.Name
 
 
 class RankRequest(SetRequest):
@@ -79,31 +75,26 @@ def router(served: Served) -> APIRouter:
         """Saves a ranking; when this answers, it is on the disk."""
         store = _preferring(served).store
         try:
-            return {"ranked": store.rank(asked.set, asked.annotator, asked.ranking, model=served.model_id,
-                                         seconds=asked.seconds)}
-        except KeyError as error:
-            raise _no_set(asked.set) from error
+            with judging.known("set", asked.set):
+                return {"ranked": store.rank(asked.set, asked.annotator, asked.ranking, model=served.model_id,
+                                             seconds=asked.seconds)}
         except ValueError as error:
             raise ApiError(400, str(error), param="ranking") from error
 
     @routes.post("/skip")
     def skip(asked: SetRequest) -> dict[str, Any]:
         """Passes a set over."""
-        try:
+        with judging.known("set", asked.set):
             _preferring(served).store.skip(asked.set, asked.annotator)
-        except KeyError as error:
-            raise _no_set(asked.set) from error
         return {}
 
     @routes.post("/undo")
     def undo(asked: SetRequest) -> dict[str, Any]:
         """Takes back what was done with a set, and shows it again."""
         store = _preferring(served).store
-        try:
+        with judging.known("set", asked.set):
             store.undo(asked.set, asked.annotator)
             return _shown(store.find(asked.set), asked.annotator)
-        except KeyError as error:
-            raise _no_set(asked.set) from error
 
     return routes
 
@@ -144,7 +135,3 @@ async def _draw(served: Served, preferring: Preferring, prompt: Sequence[Message
 def _numbers(interval: tuple[float, float, float]) -> list[float | None]:
     """Value, low and high for JSON, which has no nan."""
     return [number if math.isfinite(number) else None for number in interval]
-
-
-def _no_set(name: str) -> ApiError:
-    return ApiError(404, f"there is no set {name!r} to do this with", param="set")

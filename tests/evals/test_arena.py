@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from jaxllm.evals import arena
+from jaxllm.evals import arena, elo
 from jaxllm.evals.agreement import cohen_kappa
 from jaxllm.evals.arena_votes import read_votes, tally
 from jaxllm.evals.elo import bradley_terry
@@ -134,7 +134,7 @@ def test_ranks_and_claims():
 def test_elo_points_and_online_elo():
     assert arena.to_elo(np.array([np.log(10.0), 0.0]), anchor=1).tolist() == [1400.0, 1000.0]
     votes = plain(some_votes(style=0.0, ties=0.0))
-    found = arena.online_elo(votes, k=32, orders=20, seed=1)
+    found = elo.online_elo(votes, k=32, orders=20, seed=1)
     ratings = np.full(5, 1000.0)
     for i, j, p in zip(votes.first, votes.second, votes.points, strict=True):
         change = 32 * (p - 1 / (1 + 10 ** ((ratings[j] - ratings[i]) / 400)))
@@ -149,6 +149,9 @@ def test_elo_points_and_online_elo():
     ({"second": [1, 0, 3, 2], "first": [0, 1, 2, 3]}, {}, "nothing compares a, b with c, d"),
     ({"points": [1.0, 1.0, 1.0, 0.5]}, {}, "a, b lost no point to the others"),
     ({"points": [1.0, 0.0, 1.0, 0.0]}, {"ties": "davidson"}, "no vote is a tie"),
+    ({"points": [0.5] * 4}, {"ties": "davidson", "prior": 0.1}, "every vote is a tie"),
+    ({"players": ("a", "b"), "first": [0] * 4, "second": [1] * 4, "points": [1.0, 1.0, 0.5, 0.5]}, {"ties": "davidson"},
+     "ties and wins and never loses"),
     ({}, {"ties": "rao"}, "choose one of half, davidson"),
     ({}, {"prior": -1.0}, "and 0 or more"),
     ({"points": [1.0, 0.0, 1.0, 0.7]}, {}, "1, 0.5 or 0"),

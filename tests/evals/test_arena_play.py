@@ -23,7 +23,7 @@ def test_replies_are_drawn_once_and_a_kill_loses_none(tmp_path):
         asked.append((len(prompts), seed))
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return [[f"{prompt[0]['content']} {seed} {k}" for k in range(samples)] for prompt in prompts]
+        return [[f"{prompt[0]['content']}\u2028{seed} {k}" for k in range(samples)] for prompt in prompts]
 
     file = tmp_path / "replies.jsonl"
     with pytest.raises(KeyboardInterrupt):

@@ -1,8 +1,10 @@
 """Files of votes: ours, the Chatbot Arena's; and as arrays with what voters may like beside the player."""
 
+import dataclasses
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from jaxllm.data.preferences import Ranking, read_rankings
@@ -45,6 +47,9 @@ def test_the_chatbot_arenas_form(tmp_path):
     assert [v.points(0, 1) for v in found] == [1.0, 0.0, 0.5, 0.5] and [v.bad for v in found] == [False] * 3 + [True]
     assert found[0].ranking.completions == ("Hello.\n\nSo.", "Ho.\n\nNo.") and found[0].shown == (0, 1)
     assert [turn["content"] for turn in found[0].ranking.prompt] == ["Hi", "More"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "arena.parquet")  # as it is published
+    assert [dataclasses.replace(v.ranking, where="") for v in read_votes(tmp_path / "arena.parquet")] == [
+        dataclasses.replace(v.ranking, where="") for v in found]
 
 
 @pytest.mark.parametrize("record, message", [
@@ -55,6 +60,7 @@ def test_the_chatbot_arenas_form(tmp_path):
      "line 2.*shown"),
     ({"model_a": "x", "model_b": "y", "winner": "both"}, "line 2.*winner must be one of"),
     ({"cmp_key": "x_y", "instruction": "?", "response1": "a", "response2": "b", "annotator1": 3}, "must be 0, 1 or 2"),
+    ({"prompt": "?", "completions": ["a", None], "ranking": [0, 1], "players": ["a", "b"]}, "line 2.*must be texts"),
     ([1], "expected an object"),
 ])
 def test_what_is_no_vote_stops_with_file_and_line(tmp_path, record, message):

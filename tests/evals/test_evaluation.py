@@ -64,6 +64,9 @@ def test_difference_is_paired():
         compare(result_of(first), result_of(second, name="u"))
     with pytest.raises(ValueError, match="no item in common"):
         compare(result_of([1.0]), result_of([1.0], keys=["z"]))
+    twice = result_of([1.0, 0.0], keys=["z", "z"])
+    with pytest.raises(ValueError, match="two items have one key"):
+        compare(twice, twice)
 
 
 def test_a_prior_over_answers_earns_the_same_on_the_control_and_a_reader_does_not(monkeypatch):
@@ -107,6 +110,11 @@ def test_replies_end_at_stop_strings_and_tokens_and_are_graded(monkeypatch):
     assert cut.replies == [reply.partition(mark)[0] for reply in whole.replies] and cancelled  # none is written on
     with pytest.raises(ValueError, match="need a grader"):
         evaluate(MODEL, task)
+    stops = []
+    monkeypatch.setattr(evaluation, "complete", lambda *asked, stop, **more: stops.append(stop) or ["a", "b", "c"])
+    for chat in (False, True):  # a chat's reply may hold what ends a text, such as an empty line
+        evaluate(dataclasses.replace(MODEL, chat=chat), dataclasses.replace(task, stop=("\n\n",)), grade=grade)
+    assert stops == [("\n\n",), ()]
 
 
 def test_documents_are_weighed_by_their_bytes():

@@ -65,6 +65,8 @@ def test_control_takes_the_informative_part_of_another_item_and_keeps_the_rest()
     ({"kind": "essay"}, "kinds are"), ({"metric": "greedy"}, "no metric 'greedy'"), ({"items": ()}, "no items"),
     ({"shots": 20}, "0 to 19"), ({"items": (Item(("a",), ("b", "c"), (2,)),), "shots": 0}, "the place of a right one"),
     ({"items": (Item(("a",), ("b", "")),), "shots": 0}, "empty"),
+    ({"kind": "document", "items": (Item((), ("",)),), "shots": 0}, "empty"),
+    ({"items": (Item(("a",), ("b", "c"), (1, 1)),), "shots": 0}, "more than once"),
     ({"items": (Item(("a", "b"), ("c", "d")),), "shots": 0}, "make no choice")])
 def test_a_task_that_cannot_be_asked_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
@@ -121,6 +123,9 @@ def test_a_bad_record_is_named_by_its_line(tmp_path):
     path.write_text('{"context": "c", "choices": ["a", "b"], "gold": 1}\n{"text": "t"}\n')
     with pytest.raises(ValueError, match="of one kind, not choice, document"):
         open_task(f"mine={path}")
+    path.write_text('{"context": "c", "choices": "ab", "gold": 1}\n')
+    with pytest.raises(ValueError, match="line 1: .*choices must be a list of texts"):
+        open_task(f"mine={path}")
     with pytest.raises(ValueError, match="name one of hellaswag"):
         open_task("unknown")
     with pytest.raises(FileNotFoundError, match="hf:Rowan/hellaswag:validation where there is a network"):
@@ -130,14 +135,14 @@ def test_a_bad_record_is_named_by_its_line(tmp_path):
 def test_rows_of_archives_tables_and_texts(tmp_path):
     (tmp_path / "a_val.csv").write_text('"one, two",3\n')
     (tmp_path / "b_val.csv").write_text('four,"5\n6"\n')
-    (tmp_path / "c.txt").write_text("x\ny\n")
+    (tmp_path / "c.txt").write_bytes("x\u2028z\r\ny\n".encode())  # a line's end of Unicode's is none of a file's
     with tarfile.open(tmp_path / "set.tar.xz", "w:xz") as tar:
         for name in ("a_val.csv", "b_val.csv", "c.txt"):
             tar.add(tmp_path / name, f"val/{name}")
     found = list(task_rows.rows(f"{tmp_path}/set.tar.xz::val/*.csv"))
     assert [record for _, record in found] == [["one, two", "3"], ["four", "5\n6"]]
     assert found[1][0].endswith("set.tar.xz::val/b_val.csv, row 1")
-    assert [record for _, record in task_rows.rows(tmp_path / "c.txt")] == ["x", "y"]
+    assert [record for _, record in task_rows.rows(tmp_path / "c.txt")] == ["x\u2028z", "y"]
     with pytest.raises(ValueError, match="no such file"):
         list(task_rows.rows(f"{tmp_path}/set.tar.xz::test/*.csv"))
     (tmp_path / "c.txt.xz").write_bytes(lzma.compress(b"x" * 1000)[:40])
@@ -194,6 +199,15 @@ def test_facts_of_the_world_have_four_answers_of_one_kind_and_the_true_one_among
         assert abs(sum(item.gold[0] for item in task.items) / len(task.items) - 1.5) < 0.4  # no place is preferred
     problems = open_task("world/problems=0:tiny", limit=5)
     assert problems.kind == "generation" and all(item.answer.isdigit() for item in problems.items)
+
+
+def test_every_item_has_a_name_of_its_own(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "id": name}) + "\n"
+                            for text, name in (("a", "x"), ("b", ""), ("c", "x"), ("d", "1"))))
+    assert [item.key for item in open_task(f"mine={path}").items] == ["x", "1", "x, 2", "1, 3"]
+    problems = open_task("world/problems=0:tiny")
+    assert len({item.key for item in problems.items}) == len(problems.items) == 100
 
 
 def test_a_limit_draws_the_same_items_for_everyone():

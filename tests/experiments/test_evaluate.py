@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -107,12 +108,48 @@ def test_perplexity_is_shown_and_nats_are_kept():
     ({"tasks": ()}, ValueError, "at least one"), ({"dtype": "int8"}, ValueError, "choose one of"),
     ({"limit": -1}, ValueError, "at least 0"), ({"batch_tokens": 0}, ValueError, "at least 1"),
     ({"mesh": (3, 1, 1)}, ValueError, "devices"),
-    ({"tasks": ("world/facts", "world/facts")}, ValueError, "more than once"),
+    ({"tasks": ("world/facts=0:tiny", "world/facts=1:tiny")}, ValueError, "more than once"),
+    ({"corpus": "no/such"}, FileNotFoundError, "no such file or folder"),
     ({"tasks": ("core",), "data": "no/such"}, FileNotFoundError, "no task of CORE")])
 def test_bad_settings_stop_before_any_work(changes, error, words, tmp_path):
     with pytest.raises(error, match=words):
         evaluate.main(config_of(**changes), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("verifier", "answer", "words"), [
+    ("nubmer", "4", "unknown verifier"), ("number", "four", "is not one number"), ("judge", "4", "missing 2 required"),
+    ("ifeval", "18", "subscriptable")])
+def test_replies_that_nothing_could_grade_are_refused_before_they_are_written(verifier, answer, words, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "p", "answer": a, "verifier": v}) + "\n"
+                            for a, v in (("4", "number"), (answer, verifier))))
+    with pytest.raises(ValueError, match=f"task mine, item 1: no reply can be graded .*{words}"):
+        evaluate.main(config_of(tasks=(f"mine={path}",)), str(tmp_path / "run"))
+
+
+def test_what_has_changed_is_measured_anew(models, tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    config = config_of(models=models, corpus=str(corpus), overlap_words=5)
+    task = Task("t", "document", (Item((), (" ".join(WORDS),), key="k"),))
+    for text, found in (("nothing", {}), (" ".join(WORDS), {"k": 1.0})):
+        corpus.write_text(text)
+        assert evaluate.kept_overlaps(config, tmp_path / "run", [task], None)[0].found == found
+    shutil.copytree(models[0], tmp_path / "model")
+    before = evaluate.stamp(config, str(tmp_path / "model"))
+    assert before == evaluate.stamp(config, str(tmp_path / "model"))
+    with open(tmp_path / "model" / "tokenizer" / "tokenizer_config.json", "a") as file:
+        file.write("\n")
+    assert evaluate.stamp(config, str(tmp_path / "model")) != before
+
+
+def test_instructions_are_counted_among_other_generations():
+    asked = {"prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    task = Task("t", "generation", (Item(("p",), (), answer="4", verifier="number"),
+                                    Item(("p",), (), answer=json.dumps(asked), verifier="ifeval")))
+    result = Result("t", "generation", "score", 0.0, ["0", "1"], {"score": [1.0, 1.0]}, [1.0] * 2, [None] * 2, 1, 0.0,
+                    replies=["4", "no comma"])
+    assert [row[-1][-6:] for row in evaluate_report.instructions(["m"], [task], [[result]]).rows[1:]] == [" (1/1)"] * 4
 
 
 def test_benchmark_tells_gaps_and_scores_that_differ():

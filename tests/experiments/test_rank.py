@@ -74,6 +74,10 @@ def test_a_file_of_votes_is_ranked(config, tmp_path, capsys):
     append_vote(file, sure[1])
     with pytest.raises(ValueError, match="x lost no point"):
         rank.main(config, str(tmp_path / "run"))
+    config.rating.prior = 0.1  # under which the strengths of all four would be finite
+    append_vote(file, Vote(sure[0].ranking, ("u", "v")))
+    with pytest.raises(ValueError, match="nothing compares u, v with x, y"):
+        rank.main(config, str(tmp_path / "run"))
 
 
 def joker(name, asked):
@@ -221,6 +225,8 @@ def test_a_model_behind_an_api_plays_too(config):
     ({"rating.style": ("depth",)}, "some of length"),
     ({"rating.ties": "rao"}, "must be one of half, davidson"),
     ({"judge.overlap": 2.0}, "is a share"),
+    ({"rating.anchor": "nobody"}, "config.rating.anchor='nobody': the players are start, start again"),
+    ({"judge.kind": "model", "judge.model": "http://host/v1"}, "name the model too"),
     ({"world.things": 99}, "choose 2 to 38"),
 ])
 def test_bad_settings_stop_before_anything_is_drawn(config, tmp_path, changes, message):
