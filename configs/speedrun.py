@@ -95,6 +95,7 @@ def _base(config: ConfigDict) -> None:
     config.tokenizer.pattern = config.pretrain.data.tokenizer.pattern
     config.pretrain.data.sources = ("{curate}/latest/documents",)
     config.pretrain.data.tokenizer.name = "{tokenizer}/tokenizer"
+    config.pretrain.data.validation_fraction = 0.04
     # All that the filters keep of this web, twice: after 1.3 times a model of this size recalls hardly anything.
     config.pretrain.steps, config.pretrain.validation_steps, config.pretrain.checkpoint_steps = 8000, 2000, 2000
     # Questions of each band, and tokens of an answer.

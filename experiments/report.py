@@ -223,11 +223,19 @@ def _summary(steps: list[dict], checks: list[dict], config: ConfigDict, about: s
     return " · ".join(parts)
 
 
-def _samples(folder: pathlib.Path) -> str:
+def read_samples(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """What a run's model wrote along the way: "step", "prompt" and "text" of each; none where nothing was drawn."""
     path = folder / "samples.jsonl"
     if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as lines:  # not splitlines: a text may hold a separator of Unicode's
+        return [json.loads(line) for line in lines]
+
+
+def _samples(folder: pathlib.Path) -> str:
+    records = read_samples(folder)
+    if not records:
         return "<p class=\"dim\">none were drawn</p>"
-    records = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
     shown = sorted({r["step"] for r in records}, reverse=True)
     out = []
     for step in shown:

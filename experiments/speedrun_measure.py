@@ -151,7 +151,7 @@ def recalled(run: pathlib.Path, config: ConfigDict, asked: ConfigDict
         texts = [tokenizer.decode(row) for row in rows]
         found[band] = (sum(text.strip().lower().startswith(fact.value.lower()) for text, fact in zip(
             texts, facts, strict=True)), len(facts))
-        samples.append((f"told {band}: {prompts[0]}", texts[0].strip().splitlines()[0]))
+        samples.append((f"told {band}: {prompts[0]}", texts[0].strip().partition("\n")[0]))
     return found, samples
 
 

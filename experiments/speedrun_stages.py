@@ -118,7 +118,7 @@ def fine_tune(road: Road) -> Found:
         claims = [of_shares("A few conversations make an assistant of a completer of documents",
                             "right answers in the chat", [(after, of)], "the base, asked in the same form",
                             [(before, of)])]
-    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    samples = report.read_samples(folder)
     last = [(one["prompt"], one["text"]) for one in samples if one["step"] == samples[-1]["step"]]
     losses = [[record[key] for record in read_metrics(folder) if record.get("validation_loss") is not None]
               for key in ("step", "validation_loss")]

@@ -163,8 +163,8 @@ def read_prompts(path: str | os.PathLike) -> list[list[Message]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a file of prompts")
     if path.suffix == ".txt":
-        found = [[{"role": "user", "content": line.strip()}] for line in path.read_text("utf-8").splitlines()
-                 if line.strip()]
+        with open(path, encoding="utf-8") as lines:  # not splitlines: a prompt may hold a separator of Unicode's
+            found = [[{"role": "user", "content": line.strip()}] for line in lines if line.strip()]
     else:
         found = []
         for where, record in records(path):

@@ -159,8 +159,8 @@ def test_unpaired_verdicts(tmp_path):
 
 
 def test_prompts(tmp_path):
-    (tmp_path / "p.txt").write_text("A joke?\n\n Another? \n")
-    assert read_prompts(tmp_path / "p.txt") == [list(ASKED), [{"role": "user", "content": "Another?"}]]
+    (tmp_path / "p.txt").write_text("A joke?\n\n Another\u2028one? \n", encoding="utf-8")
+    assert read_prompts(tmp_path / "p.txt") == [list(ASKED), [{"role": "user", "content": "Another\u2028one?"}]]
     path = put(tmp_path / "p.jsonl", {"prompt": "A joke?"},
                {"messages": [*ASKED, {"role": "assistant", "content": "yes"}]})
     assert read_prompts(path) == [list(ASKED)] * 2

@@ -14,7 +14,7 @@ import pytest
 
 from configs import lab as lab_config
 from configs import speedrun as configs
-from experiments import lab, speedrun, speedrun_measure, speedrun_report, speedrun_stages
+from experiments import lab, report, speedrun, speedrun_measure, speedrun_report, speedrun_stages
 from experiments.claims import of_shares
 from experiments.speedrun_report import CHAPTERS
 from experiments.speedrun_road import ORDER, Road
@@ -113,6 +113,12 @@ def test_stages_run_in_processes_of_their_own(config, tmp_path):
     found = json.loads((tmp_path / "results.json").read_text())["crawl"]
     assert found["lines"][0] == ["pages", "20"] and found["seconds"] > 0
     assert "Minutes of each stage" in (tmp_path / "report.html").read_text()
+
+
+def test_a_sample_may_hold_what_ends_a_line_for_unicode(tmp_path):
+    sample = {"step": 1, "prompt": "a", "text": "b\x85c\u2028d"}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert report.read_samples(tmp_path) == [sample]
 
 
 def test_bad_input(config, tmp_path):
