@@ -45,12 +45,12 @@ REAL = ("curate", "tokenizer", "pretrain", "evaluate", "sft", "sft_to_rl", "quan
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Returns the config; `arg` is the world's size ("lab"), or "gpu" for the road at real size."""
+    """Returns the config; `arg` is the world's size ("road"), or "gpu" for the road at real size."""
     config = ConfigDict()
     # Of the world, the weights and every draw.
     config.seed = 0
     # Of the world whose documents are the web of this road (docs/world.md).
-    config.size = arg if arg not in (None, "gpu") else "lab"
+    config.size = arg if arg not in (None, "gpu") else "road"
     # What is run. A stage needs those that its settings name in braces.
     config.stages = STAGES
     # Stages that also wait for others: their models are found in the cache then, and not made twice.
@@ -97,7 +97,7 @@ def _base(config: ConfigDict) -> None:
     config.pretrain.data.tokenizer.name = "{tokenizer}/tokenizer"
     config.pretrain.data.validation_fraction = 0.04
     # All that the filters keep of this web, twice: after 1.3 times a model of this size recalls hardly anything.
-    config.pretrain.steps, config.pretrain.validation_steps, config.pretrain.checkpoint_steps = 8000, 2000, 2000
+    config.pretrain.steps, config.pretrain.validation_steps, config.pretrain.checkpoint_steps = 5400, 1350, 1350
     # Questions of each band, and tokens of an answer.
     config.recall = ConfigDict({"questions": 150, "max_tokens": 8})
     config.evaluate = evaluate.get_config("{pretrain}/model")
