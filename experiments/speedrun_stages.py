@@ -91,10 +91,9 @@ def pretrain(road: Road) -> Found:
     run, settings = road.output("pretrain"), road.settings("pretrain")
     records = [record for record in read_metrics(run) if record.get("validation_loss") is not None]
     points = [[record[key] for record in records] for key in ("step", "validation_bits_per_byte")]
-    claim, counts = bits_per_byte(run, settings, road.config.seed)
+    claim = bits_per_byte(run, settings, road.config.seed)
     tokens = settings.steps * settings.batch_size * settings.row_length
-    level = ("counts of three tokens", [points[0][0], points[0][-1]], [counts, counts])
-    picture = report.curves([("model, held-out text", *points), level], x_label="update", y_label="bits per byte")
+    picture = report.curves([("rows of held-out text", *points)], x_label="update", y_label="bits per byte")
     return told(road, "pretrain", [claim], [("tokens read", f"{tokens:,}"), ("run folder", str(run))],
                 [("Held-out text", picture)])
 

@@ -81,12 +81,12 @@ SIZES = {
         lists=3000,
         problems=600,
     ),
-    # The same in two thirds of the documents, for the whole road in one command.
+    # The same in two thirds of the documents, for the whole road in one command: fewer people, told more often.
     "road": WorldSize(
-        people=(110, 30, 40, 900, 400),
+        people=(60, 30, 40, 900, 400),
         places=(12, 12, 12, 12, 8),
         things=(8, 8, 8, 30, 16),
-        times_told=(30, 8, 2, 1, 0),
+        times_told=(55, 8, 2, 1, 0),
         held_out_share=0.15,
         stories=100,
         lists=1800,
