@@ -1,6 +1,9 @@
 """Policy gradient in seconds: GRPO on a random model that is rewarded for replies that begin with a vowel.
 
-It is there for its expected curve (docs/expected_curves.md): `--config=configs/expected_curves.py:policy_nano`.
+    python -m experiments.expected_curves_policy
+
+Expected: the band in configs/bands/policy_nano.json, of five seeds; a run says at its end how far it was off
+(docs/expected_curves.md).
 """
 
 from ml_collections import ConfigDict

@@ -22,6 +22,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # So many of the largest widths, and of the largest budgets, are left out of the fit and predicted.
     config.held_widths = 1
     config.held_budgets = 1
+    # A budget is in the fit when all widths of the fit have a loss below this share of the log of the vocabulary, which
+    # is the loss of guessing: power laws describe the end of learning. Held-out losses have no part in this. 1 is all.
+    config.regime = 1.0
     # Of the Huber loss on log L; Chinchilla's is 1e-3.
     config.huber = 1e-3
     # Draws of the bootstrap over runs.
@@ -43,7 +46,9 @@ def run_config(source: str) -> ConfigDict:
     config.budgets = (48, 96, 192, 384, 768)
     config.batch_size = 8
     config.row_length = 128
-    # AdamW. The rate rises over the first steps, then stays; each budget ends in a linear fall to zero over this share.
+    # Explained in configs/pretrain_tiny.py. The rate rises over the first steps, then stays; each budget ends in a
+    # linear fall to zero over this share.
+    config.optimizer = "adamw"
     config.learning_rate = 8e-3
     config.warmup_steps = 16
     config.decay_share = 0.2

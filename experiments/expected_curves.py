@@ -2,7 +2,7 @@
 
     python -m experiments.expected_curves --workdir=runs/expected_curves
 
-A band of five seeds says for every logged step what losses and gradient norms should be. Bugs of the field are put into
+A band of five seeds says for every logged step what losses, norms and counts should be. Bugs of the field are put into
 runs of the same config, one at a time, and the first step at which the run leaves the band is noted. Control: runs
 without a bug whose seeds are not in the band, on which every alarm is a false one.
 """

@@ -122,6 +122,13 @@ def double_advantage_normalisation() -> contextlib.AbstractContextManager:
     return mock.patch.object(policy_step, "group_advantages", twice)
 
 
+def mixed_groups() -> contextlib.AbstractContextManager:
+    """Rewards lie in the order of samples, then prompts, and are read the other way: a reply gets another's."""
+    real = policy_step.group_advantages
+    return mock.patch.object(policy_step, "group_advantages", lambda rewards_QG, **how: real(
+        rewards_QG.T.reshape(rewards_QG.shape), **how))
+
+
 @contextlib.contextmanager
 def none() -> Iterator[None]:
     """No bug: the control."""
@@ -131,6 +138,6 @@ def none() -> Iterator[None]:
 BUGS: dict[str, Bug] = {bug.__name__: bug for bug in (
     off_by_one_target, lost_loss_mask, no_causal_mask, segments_lost, positions_not_reset, wrong_rotary_pairs,
     no_attention_scale, decay_on_norms, hot_without_warmup, dropped_microbatch, stale_optimizer, repeated_batches,
-    double_advantage_normalisation)}
+    double_advantage_normalisation, mixed_groups)}
 
 

@@ -1,4 +1,7 @@
-"""A run of policy gradient of seconds, whose curve is known: replies that begin with a vowel are rewarded."""
+"""A run of policy gradient of seconds, whose curve is known: replies that begin with a vowel are rewarded.
+
+    python -m experiments.expected_curves_policy
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import improve_learner, taste
+from experiments import expected_curves_band, improve_learner, launch, taste
 from experiments.improve import improve
 from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jaxllm.model.config import preset
@@ -31,10 +34,17 @@ def main(config: ConfigDict, workdir: str) -> bool:
     with StopRequest() as stop:
         improved = improve(config.rl, start, begins_with_a_vowel, config.seed, prompts=_PROMPTS, folder=folder,
                            stop=stop)
-    return len(improved.rows) == config.rl.steps
+    finished = len(improved.rows) == config.rl.steps
+    if finished and (said := expected_curves_band.verdict(config, folder)):
+        print(said, flush=True)
+    return finished
 
 
 def begins_with_a_vowel(names: Sequence[str], said: Sequence[Sequence[str]]) -> np.ndarray:
     """1 or 0 for every reply: [Q, G]."""
     del names
     return np.array([[float(text[:1] in tuple("aeiou")) for text in row] for row in said])
+
+
+if __name__ == "__main__":
+    launch.run(main, default_config="configs/policy_nano.py")

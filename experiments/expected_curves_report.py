@@ -22,48 +22,64 @@ Records = list[dict[str, Any]]
 def findings_of(config: ConfigDict, band: Mapping[str, Any], runs: Mapping[str, Sequence[Records]]) -> Findings:
     """Tables and pictures of clean and buggy runs against the band."""
     found = {name: [bands.deviation(band, records) for records in of] for name, of in runs.items()}
-    numbers = {name: [{"first_alarm": one.first_alarm(config.sigmas), "farthest": min(abs(one.largest[0]), 1e9)}
-                      for one in of] for name, of in found.items()}
-    steps = band["metrics"]["loss"]["steps"]
-    return Findings("Expected curves", [_bugs(config, found, runs, steps), _thresholds(found)],
+    numbers = {name: [{"first_alarm": _plain(one.first_alarm(config.sigmas)),
+                       "first_usual_alarm": _plain(one.first_alarm(config.sigmas, bands.USUAL)),
+                       "farthest": min(abs(one.largest[0]), 1e9)} for one in of] for name, of in found.items()}
+    return Findings("Expected curves", [_bugs(config, found, runs, band), _thresholds(found)],
                     [("The band and the runs with bugs", _losses(band, runs)),
                      ("The farthest that a run was off, up to each step", _farthest(config, found))], numbers)
 
 
+def _plain(alarm: tuple[int, str, float] | None) -> list | None:
+    """An alarm as JSON holds it."""
+    return alarm and [alarm[0], alarm[1], min(alarm[2], 1e9)]
+
+
 def _bugs(config: ConfigDict, found: Mapping[str, list[bands.Deviation]], runs: Mapping[str, Sequence[Records]],
-          steps: Sequence[int]) -> Table:
+          band: Mapping[str, Any]) -> Table:
     """A row for every bug: when it was seen and by what; the clean runs last."""
     shown = _shown(runs)
     clean = dict(zip(config.clean_seeds, runs.get(CLEAN, ()), strict=True))
-    rows = [["bug", "what it does", "caught", "first alarm, step", "by", "farthest, sigmas",
-             f"{shown.replace('_', ' ')} at the end", "less the same seed's without it"]]
+    rows = [["bug", "what it does", "caught", "first alarm, step", "by", "sigmas there", "farthest, sigmas",
+             "of usual metrics alone: caught", "step", f"{shown.replace('_', ' ')} at the end, less the same seed's"]]
     for name in [*(name for name in found if name != CLEAN), CLEAN]:
         if not found.get(name):
             continue
         alarms = [one.first_alarm(config.sigmas) for one in found[name]]
+        usual = [one.first_alarm(config.sigmas, bands.USUAL) for one in found[name]]
         caught = [alarm for alarm in alarms if alarm]
-        last = [records[-1].get(shown) for records in runs[name]]
-        finite = [value for value in last if value is not None]
         rows.append([
             name.replace("_", " "), (BUGS[name].__doc__ or "").strip() if name in BUGS else
             "control: seeds that the band has not seen; every alarm is false",
             share(len(caught), len(alarms)) if name == CLEAN else f"{len(caught)} of {len(alarms)}",
-            ", ".join(str(alarm[0]) if alarm else "never" for alarm in alarms) if name != CLEAN else
-            ", ".join(str(alarm[0]) for alarm in caught) or "never",
-            ", ".join(dict.fromkeys(alarm[1].replace("_", " ") for alarm in caught)),
-            _range([one.largest[0] for one in found[name]]),
-            f"{np.mean(finite):.3f}" if finite else "not finite",
-            ", ".join(f"{records[-1][shown] - clean[seed][-1][shown]:+.4f}" for seed, records in zip(
+            _steps(alarms), ", ".join(dict.fromkeys(alarm[1].replace("_", " ") for alarm in caught)),
+            _range([alarm[2] for alarm in caught]), _range([one.largest[0] for one in found[name]]),
+            f"{len([alarm for alarm in usual if alarm])} of {len(usual)}", _steps(usual),
+            ", ".join(f"{records[-1][shown] - clean[seed][-1][shown]:+.3f}" for seed, records in zip(
                 config.bug_seeds, runs[name], strict=True) if seed in clean and records[-1].get(shown) is not None)
             if name != CLEAN else ""])
+    metrics, steps = band["metrics"], band["metrics"]["loss"]["steps"]
     return Table("How soon each bug is seen", rows, (
-        f"An alarm: a metric farther than {config.sigmas:g} sigmas off the band at one of {len(steps)} logged steps, "
-        f"the last of which is {steps[-1]}. The bug is there in validation as well, as in code that both share."))
+        f"An alarm: one of {len(metrics)} metrics farther than {config.sigmas:g} sigmas off the band at one of "
+        f"{len(steps)} logged steps, the last of which is {steps[-1]}. First alarm: median over the seeds that had "
+        f"one, and their range. Usual metrics: "
+        f"{', '.join(name.replace('_', ' ') for name in metrics if name in bands.USUAL)}. The bug is there in "
+        f"validation as well, as in code that both share."))
+
+
+def _steps(alarms: Sequence[tuple[int, str, float] | None]) -> str:
+    """The median of the steps of those that were, and their range."""
+    steps = sorted(alarm[0] for alarm in alarms if alarm)
+    if not steps:
+        return "never"
+    return f"{np.median(steps):g}" + ("" if steps[0] == steps[-1] else f" ({steps[0]} to {steps[-1]})")
 
 
 def _range(values: Sequence[float]) -> str:
-    largest = sorted(abs(value) for value in values)
-    low, high = (f"{value:,.1f}" for value in (largest[0], largest[-1]))
+    largest = sorted(map(abs, values))
+    if not largest:
+        return ""
+    low, high = (f"{value:.1f}" if value < 30 else "over 30" for value in (largest[0], largest[-1]))
     return low if low == high else f"{low} to {high}"
 
 

@@ -135,6 +135,8 @@ class Learner:
                     if name != "tokens" and "skipped" not in name})
         row["skipped"] = min(int(said[-1]["skipped_in_a_row"]), settings.updates)
         row["importance"] = float(batch.importance[rollout.mask].mean())
+        if (size := policy_step.advantage_size(batch)) is not None:
+            row["advantage"] = size
         if settings.baseline == "critic":
             row["explained_variance"] = policy_step.explained_variance(scores, batch.returns, rollout.mask)
         coefficient = self.state.kl_coefficient

@@ -3,14 +3,16 @@
     python -m experiments.scaling_law --workdir=runs/scaling_law
 
 A sweep trains models of several widths; every run gives its loss at several token budgets. L = E + A/N^alpha +
-B/D^beta is fitted on the smaller widths and budgets and predicts the rest. Controls that could refute it: a law of
-compute alone, and the loss of the nearest model in the fit.
+B/D^beta is fitted on the smaller widths and budgets and predicts the rest. Power laws describe the end of learning:
+budgets at which a model of the fit is still at its beginning are left out. Controls that could refute the law: a law
+of compute alone, and the loss of the nearest model in the fit.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import pathlib
 import time
 from typing import Any
@@ -53,6 +55,8 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"config.widths={config.widths} must ascend")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise ValueError(f"config.seeds={config.seeds}: name at least one seed, each once")
+    if not 0 < config.regime <= 1:
+        raise ValueError(f"config.regime={config.regime} is a share of the loss of guessing: above 0, at most 1")
     for key in ("held_widths", "held_budgets", "bootstrap", "parallel"):
         if config[key] < 1:
             raise ValueError(f"config.{key}={config[key]}: choose 1 or more")
@@ -70,14 +74,15 @@ def measured(config: ConfigDict, points: list[Point]) -> dict[str, Any]:
 
     Returns:
       "params" [W] and "flops_per_token" [W] of each width, "tokens" [B] of each budget, "losses" [W, S, B], nats; all
-      as lists.
+      as lists. And "corpus_tokens", "vocab_size".
     """
     runs = [json.loads((point.folder / "results.json").read_text(encoding="utf-8")) for point in points]
     of_width = [runs[i:i + len(config.seeds)] for i in range(0, len(runs), len(config.seeds))]
     tokens = config.run.batch_size * config.run.row_length
     return {"params": [group[0]["params"] for group in of_width],
             "flops_per_token": [group[0]["flops_per_token"] for group in of_width],
-            "corpus_tokens": runs[0]["corpus_tokens"], "tokens": [budget * tokens for budget in config.run.budgets],
+            "corpus_tokens": runs[0]["corpus_tokens"], "vocab_size": runs[0]["vocab_size"],
+            "tokens": [budget * tokens for budget in config.run.budgets],
             "losses": [[[run["losses"][str(budget)] for budget in config.run.budgets] for run in group]
                        for group in of_width]}
 
@@ -97,15 +102,37 @@ def held_out(config: ConfigDict) -> np.ndarray:
     return held_WB
 
 
+def parts(config: ConfigDict, data: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What is fitted and what is predicted, (seen, asked), bool [W, B] each; in neither where the law is not claimed.
+
+    A budget counts when every width of the fit has a mean loss below `config.regime` of the logarithm of the
+    vocabulary. Held-out losses have no part in this: a budget that is held out always counts.
+
+    Raises:
+      ValueError: too few budgets count.
+    """
+    held_WB = held_out(config)
+    level = config.regime * math.log(data["vocab_size"])
+    mean_WB = np.mean(data["losses"], 1)
+    counts_B = ((mean_WB < level) | held_WB)[:-config.held_widths].all(0)
+    seen_WB, asked_WB = ~held_WB & counts_B, held_WB & counts_B
+    if (seen_WB.any(0)).sum() < 2 or seen_WB.sum() < 5:
+        raise ValueError(f"at {seen_WB.any(0).sum()} of the budgets of the fit all its widths have a loss below "
+                         f"{level:.2f} nats; the law needs two budgets and five losses: raise config.run.budgets, or "
+                         f"config.regime ({config.regime}) where a law of the beginning is wanted")
+    return seen_WB, asked_WB
+
+
 def fitted(config: ConfigDict, data: dict[str, Any]) -> dict[str, Any]:
     """The law of all seeds with its bootstrap, and for each seed what law and controls predict.
 
     Returns:
-      "law" and "compute": of `_described`; "bootstrap": laws of resampled runs, described alike; "predicted" [W, B] of
-      the law, "predicted_bootstrap" [draws, W, B]; "by_seed": method -> [S, W, B], each prediction from a seed's runs.
+      "seen" and "asked": see `parts`; "law" and "compute": of `_described`; "bootstrap": laws of resampled runs,
+      described alike; "predicted" [W, B] of the law, "predicted_bootstrap" [draws, W, B]; "by_seed": method ->
+      [S, W, B], each prediction from a seed's runs.
     """
     size_WB2, flops_WB1 = sizes(data)
-    losses_WSB, seen_WB = np.array(data["losses"]), ~held_out(config)
+    losses_WSB, (seen_WB, asked_WB) = np.array(data["losses"]), parts(config, data)
     seeds = losses_WSB.shape[1]
 
     def of_seeds(sizes_WBK: np.ndarray, chosen_WS: np.ndarray, start: Law | None = None) -> Law:
@@ -127,7 +154,8 @@ def fitted(config: ConfigDict, data: dict[str, Any]) -> dict[str, Any]:
         by_seed["compute"].append(of_seeds(flops_WB1, every_WS[:, seed:seed + 1])(flops_WB1).tolist())
         known = nearest(size_WB2[seen_WB], losses_WSB[:, seed][seen_WB], size_WB2.reshape(-1, 2))
         by_seed["nearest"].append(known.reshape(seen_WB.shape).tolist())
-    return {"law": _described(law), "compute": _described(compute), "bootstrap": [_described(one) for one in drawn],
+    return {"seen": seen_WB.tolist(), "asked": asked_WB.tolist(), "law": _described(law),
+            "compute": _described(compute), "bootstrap": [_described(one) for one in drawn],
             "predicted": law(size_WB2).tolist(), "predicted_bootstrap": [one(size_WB2).tolist() for one in drawn],
             "by_seed": by_seed}
 

@@ -19,16 +19,14 @@ _COLOURS = ("#2a6fdb", "#2e8b57", "#b8860b", "#7b5ea7", "#d1495b", "#3a8fb7", "#
 
 def findings_of(config: ConfigDict, data: dict[str, Any], found: dict[str, Any]) -> Findings:
     """Tables of the law, of each prediction and of the methods; pictures of the losses and of the predictions."""
-    held_WB = np.zeros((len(config.widths), len(config.run.budgets)), bool)
-    held_WB[-config.held_widths:] = True
-    held_WB[:, -config.held_budgets:] = True
-    errors = {name: np.abs(errors_of(data, found, name))[:, held_WB].mean(1) for name in _METHODS}
+    seen_WB, asked_WB = np.array(found["seen"]), np.array(found["asked"])
+    errors = {name: np.abs(errors_of(data, found, name))[:, asked_WB].mean(1) for name in _METHODS}
     numbers = {"data": data, "fits": found, "held_out_error": {
         name: t_interval(list(error_S)) for name, error_S in errors.items()}}
-    return Findings("A scaling law of small models", [_methods(errors, held_WB, data, found), _law(found),
-                                                      _points(config, data, found, held_WB)],
-                    [("Loss against tokens", _losses(config, data, found, held_WB)),
-                     ("Held out: predicted against measured", _predictions(data, found, held_WB))], numbers)
+    return Findings("A scaling law of small models", [_methods(errors, seen_WB, asked_WB, data, found), _law(found),
+                                                      _points(config, data, found, asked_WB)],
+                    [("Loss against tokens", _losses(data, found, seen_WB, asked_WB)),
+                     ("Held out: predicted against measured", _predictions(data, found, asked_WB))], numbers)
 
 
 def errors_of(data: dict[str, Any], found: dict[str, Any], method: str) -> np.ndarray:
@@ -37,20 +35,22 @@ def errors_of(data: dict[str, Any], found: dict[str, Any], method: str) -> np.nd
     return np.array(found["by_seed"][method]) / losses_SWB - 1.0
 
 
-def _methods(errors: dict[str, np.ndarray], held_WB: np.ndarray, data: dict[str, Any], found: dict[str, Any]) -> Table:
+def _methods(errors: dict[str, np.ndarray], seen_WB: np.ndarray, asked_WB: np.ndarray, data: dict[str, Any],
+             found: dict[str, Any]) -> Table:
     rows = [["prediction", "held-out error, %", "more than the law's, points", "mean signed error, %",
              "error where fitted, %"]]
     for name, title in _METHODS.items():
         signed = errors_of(data, found, name)
         more = "" if name == "law" else spread(t_interval(list(100 * (errors[name] - errors["law"]))), 2)
         rows.append([title, spread(t_interval(list(100 * errors[name])), 2), more,
-                     f"{100 * signed[:, held_WB].mean():+.2f}",
-                     "0" if name == "nearest" else f"{100 * np.abs(signed[:, ~held_WB]).mean():.2f}"])
+                     f"{100 * signed[:, asked_WB].mean():+.2f}",
+                     "0" if name == "nearest" else f"{100 * np.abs(signed[:, seen_WB]).mean():.2f}"])
     losses_WSB = np.array(data["losses"])
-    about = f"Mean absolute error of the loss over {held_WB.sum()} sizes that no fit saw"
+    about = (f"Mean absolute error of the loss over {asked_WB.sum()} sizes that no fit saw; fitted on "
+             f"{seen_WB.sum()} of {asked_WB.size}")
     if losses_WSB.shape[1] == 1:
         return Table("Held-out prediction", rows, f"{about}. One seed: nothing is known of its noise.")
-    noise = 100 * np.sqrt(2) * (losses_WSB.std(1, ddof=1) / losses_WSB.mean(1))[held_WB].mean()
+    noise = 100 * np.sqrt(2) * (losses_WSB.std(1, ddof=1) / losses_WSB.mean(1))[asked_WB].mean()
     return Table("Held-out prediction", rows, (
         f"{about}, fitted and judged seed by seed; mean [95%, Student's t over {losses_WSB.shape[1]} seeds]. Noise: "
         f"two seeds of one size differ by {noise:.2f}% (standard deviation of the difference). {verdict(errors)}"))
@@ -86,17 +86,17 @@ def _law(found: dict[str, Any]) -> Table:
         f"the law has the right form."))
 
 
-def _points(config: ConfigDict, data: dict[str, Any], found: dict[str, Any], held_WB: np.ndarray) -> Table:
-    low, high = _quantiles(found["predicted_bootstrap"], held_WB.shape)
+def _points(config: ConfigDict, data: dict[str, Any], found: dict[str, Any], asked_WB: np.ndarray) -> Table:
+    low, high = _quantiles(found["predicted_bootstrap"], asked_WB.shape)
     rows, inside = [["width", "parameters", "tokens", "measured", "predicted [95%, bootstrap]", "error, %"]], 0
-    for w, b in zip(*np.nonzero(held_WB), strict=True):
+    for w, b in zip(*np.nonzero(asked_WB), strict=True):
         measured, predicted = t_interval([run[b] for run in data["losses"][w]]), found["predicted"][w][b]
         inside += bool(low[w, b] <= measured[0] <= high[w, b])
         rows.append([str(config.widths[w]), f"{data['params'][w]:,}", f"{data['tokens'][b]:,}", spread(measured),
                      spread((predicted, low[w, b], high[w, b])), f"{100 * (predicted / measured[0] - 1):+.2f}"])
     note = "Measured: mean over seeds [95%, Student's t]."
     return Table("Each size held out", rows, note if not found["bootstrap"] else (
-        f"{note} {inside} of the {held_WB.sum()} measured means lie in the interval of their prediction."))
+        f"{note} {inside} of the {asked_WB.sum()} measured means lie in the interval of their prediction."))
 
 
 def _quantiles(draws: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -105,45 +105,43 @@ def _quantiles(draws: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
         [np.full(shape, -np.inf), np.full(shape, np.inf)])
 
 
-def _losses(config: ConfigDict, data: dict[str, Any], found: dict[str, Any], held_WB: np.ndarray) -> str:
+def _losses(data: dict[str, Any], found: dict[str, Any], seen_WB: np.ndarray, asked_WB: np.ndarray) -> str:
     """A curve of the law for every width, dashed where it was not fitted; measured means full or, held out, hollow."""
     law, tokens_B = found["law"], np.array(data["tokens"], float)
+    claimed = tokens_B[(seen_WB | asked_WB).any(0)]
 
     def draw(axes: Any) -> None:
-        at = np.geomspace(tokens_B[0], tokens_B[-1], 60)
-        for w, colour in zip(range(len(config.widths)), _COLOURS, strict=False):
+        at = np.geomspace(claimed[0], claimed[-1], 60)
+        for params, runs, seen_B, asked_B, colour in zip(data["params"], data["losses"], seen_WB, asked_WB, _COLOURS,
+                                                         strict=False):
             curve = law["floor"] + sum(np.exp(scale - exponent * np.log(size)) for scale, exponent, size in zip(
-                law["log_scales"], law["exponents"], (np.full_like(at, data["params"][w]), at), strict=True))
-            unseen = held_WB[w].all()
-            edge = tokens_B[~held_WB[w]].max() if not unseen else tokens_B[0]
+                law["log_scales"], law["exponents"], (np.full_like(at, params), at), strict=True))
+            edge = tokens_B[seen_B].max(initial=at[0])
             axes.plot(at[at <= edge], curve[at <= edge], color=colour, linewidth=1.4)
             axes.plot(at[at >= edge], curve[at >= edge], "--", color=colour, linewidth=1.4)
-            mean_B = np.mean(data["losses"][w], 0)
-            label = f"{data['params'][w]:,} parameters"
-            _dots(axes, tokens_B, mean_B, held_WB[w], colour, label)
+            mean_B = np.mean(runs, 0)
+            for chosen_B, face in ((seen_B, colour), (asked_B, "white")):
+                axes.plot(tokens_B[chosen_B], mean_B[chosen_B], "o", color=colour, markersize=5, markerfacecolor=face)
+            left_B = ~(seen_B | asked_B)
+            axes.plot(tokens_B[left_B], mean_B[left_B], "x", color=colour, markersize=5)
+            axes.plot([], [], "o-", color=colour, markersize=5, label=f"{params:,} parameters")
         axes.set(xscale="log", xlabel="tokens", ylabel="held-out loss, nats a token")
         axes.set_xticks(tokens_B, [f"{tokens / 1000:.0f}k" for tokens in tokens_B])
         axes.minorticks_off()
         axes.legend(frameon=False, fontsize=8)
 
     return report.picture(draw, 4.2) + ('<p class="dim">Curves: the law. Full points are what it was fitted on, hollow '
-                                        'ones and dashed curves what it had not seen.</p>')
+                                        'ones and dashed curves what it had not seen; crosses are left out.</p>')
 
 
-def _dots(axes: Any, x: np.ndarray, y: np.ndarray, hollow: np.ndarray, colour: str, label: str) -> None:
-    axes.plot(x[~hollow], y[~hollow], "o", color=colour, markersize=5)
-    axes.plot(x[hollow], y[hollow], "o", color=colour, markersize=5, markerfacecolor="white")
-    axes.plot([], [], "o-", color=colour, markersize=5, label=label)
-
-
-def _predictions(data: dict[str, Any], found: dict[str, Any], held_WB: np.ndarray) -> str:
+def _predictions(data: dict[str, Any], found: dict[str, Any], asked_WB: np.ndarray) -> str:
     """Predicted less measured, for every held-out size and seed and every method."""
     losses_SWB = np.array(data["losses"]).swapaxes(0, 1)
 
     def draw(axes: Any) -> None:
         for (name, title), colour, marker in zip(_METHODS.items(), ("#2a6fdb", "#d1495b", "0.55"), "osx", strict=True):
             off_SWB = np.array(found["by_seed"][name]) - losses_SWB
-            axes.plot(losses_SWB[:, held_WB].ravel(), off_SWB[:, held_WB].ravel(), marker, color=colour,
+            axes.plot(losses_SWB[:, asked_WB].ravel(), off_SWB[:, asked_WB].ravel(), marker, color=colour,
                       markersize=4.5, alpha=0.75, label=title)
         axes.axhline(0, color="0.4", linewidth=1)
         axes.set(xlabel="measured loss, nats a token", ylabel="predicted less measured, nats")

@@ -26,7 +26,7 @@ from jaxllm.data.packing import Batch
 from jaxllm.model.config import Execution, ModelConfig
 from jaxllm.model.params import count_params, flops_per_token, init
 from jaxllm.train.objective import evaluate, next_token_objective
-from jaxllm.train.optimizer import make_optimizer
+from jaxllm.train.optimizer import OPTIMIZERS, make_optimizer
 from jaxllm.train.step import TrainState, init_state, make_train_step
 
 _EXECUTION = Execution(scan=False)
@@ -51,7 +51,7 @@ def main(config: ConfigDict, workdir: str) -> None:
               f"{losses[-1]:.4f}, {time.perf_counter() - begun:.0f} s", flush=True)
     report.write_text(folder / "results.json", json.dumps({
         "params": count_params(model), "flops_per_token": flops_per_token(model, config.row_length),
-        "corpus_tokens": corpus.train_tokens,
+        "corpus_tokens": corpus.train_tokens, "vocab_size": corpus.tokenizer.vocab_size,
         "losses": dict(zip(map(str, config.budgets), losses, strict=True))}) + "\n")
 
 
@@ -62,6 +62,8 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"{key} is {config[key]}; it must be at least 1")
     if config.dim % (2 * config.heads):
         raise ValueError(f"dim ({config.dim}) must be a multiple of twice the heads ({config.heads})")
+    if config.optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {config.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
     if not config.budgets or list(config.budgets) != sorted(set(config.budgets)) or not 0 < config.decay_share < 1:
         raise ValueError("budgets must ascend, and decay_share must be between 0 and 1")
     if config.budgets[0] <= config.warmup_steps:
@@ -87,7 +89,8 @@ def at_budgets(config: ConfigDict, model: ModelConfig, source: Any) -> Iterator[
     """Each budget, in steps, with the state of a run that ends there."""
     def step(state: TrainState, batch: Batch, steps: jax.Array) -> TrainState:
         # Built inside the trace, so that the length of the run is an argument and all branches share one program.
-        optimizer = make_optimizer("adamw", lambda count: rate(config, count, steps), weight_decay=config.weight_decay)
+        optimizer = make_optimizer(config.optimizer, lambda count: rate(config, count, steps),
+                                   weight_decay=config.weight_decay)
         return make_train_step(next_token_objective(model, _EXECUTION), optimizer)(state, batch)[0]
 
     compiled = jax.jit(step)  # nothing is donated: a branch leaves the trunk's state as it is
@@ -99,7 +102,7 @@ def at_budgets(config: ConfigDict, model: ModelConfig, source: Any) -> Iterator[
         return state
 
     trunk, done = init_state(init(model, jax.random.key(config.seed)),
-                             make_optimizer("adamw", lambda count: 0.0, weight_decay=config.weight_decay)), 0
+                             make_optimizer(config.optimizer, lambda count: 0.0, weight_decay=config.weight_decay)), 0
     for budget in config.budgets:
         branch = int(budget * (1 - config.decay_share))
         trunk, done = run(trunk, done, branch, jnp.inf), branch

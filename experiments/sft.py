@@ -23,7 +23,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from experiments import launch, report, sft_data, sft_tokens
+from experiments import expected_curves_band, launch, report, sft_data, sft_tokens
 from experiments.training import Job, Plan, Run, plan_for
 from jaxllm.data.chat import end_of_turn, render
 from jaxllm.data.conversation_readers import PATHS
@@ -51,7 +51,7 @@ def main(config: ConfigDict, workdir: str) -> bool:
     report.claim_folder(folder, config)
     talks = sft_data.prepare(config.data, tokenizer, template, config.row_length, config.seed)
     sft_data.claim_data(folder, talks)
-    config = with_steps(config, talks)
+    asked, config = config, with_steps(config, talks)
     made = plan_for(config, mesh, model)
     with jax.set_mesh(mesh), loop.StopRequest() as stop:
         start = config.start_tokens if new else "untouched"
@@ -62,6 +62,8 @@ def main(config: ConfigDict, workdir: str) -> bool:
             state = run.train(stop)
             finished = int(state.step) == config.steps
             run.finish(state, interrupted=not finished)
+            if finished and (said := expected_curves_band.verdict(asked, folder)):
+                run.say(said)
     return finished
 
 

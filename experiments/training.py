@@ -102,7 +102,8 @@ def plan_for(config: ConfigDict, mesh: Mesh, model: ModelConfig) -> Plan:
 
     def step(state: TrainState, batch: Batch, frozen: Params | None = None):
         train = make_train_step(lambda params, piece: objective(whole(params, frozen), piece), optimizer,
-                                microbatches=config.microbatches, ema_decay=config.ema_decay, learning_rate=schedule)
+                                microbatches=config.microbatches, ema_decay=config.ema_decay, learning_rate=schedule,
+                                by_name=True)
         return train(state, batch)
     return Plan(model, execution, mesh, optimizer, schedule, step)
 

@@ -240,6 +240,16 @@ def explained_variance(scores: Scores, returns_BT: np.ndarray, mask_BT: np.ndarr
     return 1.0 - float((returns - values).var()) / variance if variance else 0.0
 
 
+def advantage_size(batch: PolicyBatch) -> float | None:
+    """Root mean square of the advantages that are not 0, over the counted tokens; None where all are 0.
+
+    What a normalisation fixes, whatever the rewards: of "grpo" it is sqrt(1 - 1/G) where replies are equally long.
+    """
+    told = np.asarray(batch.advantages)[np.asarray(batch.mask)]
+    told = told[told != 0]
+    return float(np.sqrt(np.mean(np.square(told)))) if told.size else None
+
+
 def describe(scores: Scores, rollout: Rollout) -> dict[str, float]:
     """What a rollout says of its policy before the update.
 

@@ -59,6 +59,19 @@ def bits_per_byte(cross_entropy: Mean, targets: jax.Array, weights: jax.Array, t
     return Mean(cross_entropy.total / math.log(2.0), jnp.sum(counted).astype(jnp.float32))
 
 
+def norms(tree: Any) -> dict[str, jax.Array]:
+    """The L2 norm of all leaves that bear one name, at whatever depth; float32 scalars.
+
+    >>> float(norms({"first": {"scale": jnp.array([3.0])}, "last": {"scale": jnp.array([4.0])}})["scale"])
+    5.0
+    """
+    squares: dict[str, jax.Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        squares[name] = squares.get(name, 0.0) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+    return {name: jnp.sqrt(square) for name, square in squares.items()}
+
+
 class MetricsWriter:
     """Appends scalars to `metrics.jsonl` and TensorBoard events in a run folder, and to W&B when asked.
 

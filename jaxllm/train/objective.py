@@ -18,7 +18,7 @@ from jaxllm.train.step import LossFn
 
 def next_token_objective(config: ModelConfig, execution: Execution = Execution(), *, z_loss: float = 0.0,
                          chunks: int = 1, token_bytes: np.ndarray | None = None) -> LossFn:
-    """Returns loss_fn(params, batch) -> (loss, metrics) for next-token prediction.
+    """Returns loss_fn(params, batch) -> (loss, metrics) for next-token prediction; among the metrics is `context`.
 
     Args:
       config, execution: as `forward` takes them.
@@ -34,12 +34,22 @@ def next_token_objective(config: ModelConfig, execution: Execution = Execution()
         loss, cross_entropy = linear_cross_entropy(
             hidden, head_matrix(params, config), batch.targets, batch.weights, z_loss=z_loss,
             softcap=config.logit_softcap, chunks=chunks)
-        metrics = {"cross_entropy": cross_entropy}
+        metrics = {"cross_entropy": cross_entropy, "context": context(batch)}
         if token_bytes is not None:
             metrics["bits_per_byte"] = bits_per_byte(cross_entropy, batch.targets, batch.weights,
                                                      jnp.asarray(token_bytes))
         return loss, metrics
     return loss_fn
+
+
+def context(batch: Batch) -> Mean:
+    """How many tokens of its own segment stand before a counted target's token, on average.
+
+    What packing leaves of the text: cut documents have less of it, and rows whose segments were lost have more.
+    """
+    weights_BT = batch.weights.astype(jnp.float32)
+    positions_BT = jnp.arange(batch.tokens.shape[1])[None] if batch.positions is None else batch.positions
+    return Mean(jnp.sum(weights_BT * positions_BT.astype(jnp.float32)), jnp.sum(weights_BT))
 
 
 def evaluate(eval_step: Any, params: Any, batches: Any) -> dict[str, float]:

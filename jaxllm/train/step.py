@@ -11,7 +11,7 @@ import optax
 from flax import struct
 
 from jaxllm.model.axes import constrain
-from jaxllm.train.metrics import Mean, Metrics
+from jaxllm.train.metrics import Mean, Metrics, norms
 
 # loss_fn(params, batch) -> (the Mean whose value is minimised, other Means to report)
 LossFn = Callable[[Any, Any], tuple[Mean, Metrics]]
@@ -90,7 +90,7 @@ def _deal(x: jax.Array, microbatches: int) -> jax.Array:
 
 
 def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, microbatches: int = 1,
-                    ema_decay: float = 0.0, learning_rate: optax.Schedule | None = None
+                    ema_decay: float = 0.0, learning_rate: optax.Schedule | None = None, by_name: bool = False
                     ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the step; the caller jits it (`jax.jit(step, donate_argnums=0, out_shardings=...)`).
 
@@ -103,10 +103,12 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
       microbatches: see `accumulate_gradients`.
       ema_decay: of the averaged weights, in [0, 1); 0 keeps none.
       learning_rate: the schedule, only to report it.
+      by_name: report norms of each kind of parameter: what goes wrong in one part hardly moves the norm of all.
 
     Returns:
       step(state, batch) -> (new state, metrics): scalars "loss", "grad_norm", "tokens" (counted targets), "skipped",
-      "skipped_in_a_row", "learning_rate" when given, and the value of every Mean of loss_fn.
+      "skipped_in_a_row", "learning_rate" when given, and the value of every Mean of loss_fn. With `by_name` also
+      "update_norm", and "grad_norm/NAME" and "param_norm/NAME" (of the new weights), see `metrics.norms`.
     """
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, loss, extra = accumulate_gradients(loss_fn, state.params, batch, microbatches)
@@ -132,5 +134,9 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *,
         if learning_rate is not None:
             # The optimizer counts the steps that it took, not those that were skipped.
             metrics["learning_rate"] = jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)
+        if by_name:
+            metrics["update_norm"] = optax.tree.norm(updates)
+            metrics |= {f"grad_norm/{name}": norm for name, norm in norms(grads).items()}
+            metrics |= {f"param_norm/{name}": norm for name, norm in norms(new_state.params).items()}
         return new_state, metrics | {name: mean.value for name, mean in extra.items()}
     return step

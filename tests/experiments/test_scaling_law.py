@@ -92,7 +92,8 @@ class Planted:
             losses = {str(budget): (1.5 + 60 / params**0.45 + 900 / count**0.6) * np.exp(noise)
                       for budget, count in tokens.items()}
             (point.folder / "results.json").write_text(json.dumps({
-                "params": params, "flops_per_token": 6.0 * params, "corpus_tokens": 10**6, "losses": losses}))
+                "params": params, "flops_per_token": 6.0 * params, "corpus_tokens": 10**6, "vocab_size": 512,
+                "losses": losses}))
             (point.folder / DONE).write_text("{}")
         return [Over(point) for point in waiting]
 
@@ -108,7 +109,7 @@ class Over:
 def test_a_planted_law_is_foreseen_better_than_by_the_controls(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "Here", Planted)
     config = config_file.get_config().lock()
-    config.bootstrap = 4
+    config.bootstrap = 2
     experiment.main(config, str(tmp_path / "run"))
     numbers = json.loads((tmp_path / "run" / "results.json").read_text())
     errors = numbers["held_out_error"]
@@ -122,10 +123,26 @@ def test_a_planted_law_is_foreseen_better_than_by_the_controls(tmp_path, monkeyp
     assert held.sum() == 8 and held[-1].all() and held[:, -1].all()
 
 
+def test_the_beginning_is_left_out_and_no_held_out_loss_is_asked():
+    config = config_file.get_config()
+    config.widths, config.seeds, config.run.budgets, config.regime = (16, 32, 64), (0, 1), (1, 2, 3, 4, 5), 0.5
+    losses = np.full((3, 2, 5), 2.0)  # of guessing: log 512 = 6.2, half of it is 3.1
+    losses[1, :, 0] = 3.0, 3.3
+    losses[2] = losses[:, :, 4] = 5.0
+    data = {"vocab_size": 512, "losses": losses.tolist()}
+    seen, asked = experiment.parts(config, data)
+    assert seen.tolist() == [[False, True, True, True, False]] * 2 + [[False] * 5]
+    assert asked.tolist() == [[False] * 4 + [True]] * 2 + [[False] + [True] * 4]
+    losses[0, :, 1:3] = 4.0
+    with pytest.raises(ValueError, match="at 1 of the budgets of the fit all its widths have a loss below 3.12 nats"):
+        experiment.parts(config, {**data, "losses": losses.tolist()})
+
+
 @pytest.mark.parametrize("key, value, says", [
     ("widths", (32, 16), "must ascend"), ("seeds", (), "at least one seed"), ("held_widths", 3, "too little to fit"),
     ("run.budgets", (10, 96), "longer than warmup_steps"), ("run.dim", 18, "multiple of twice the heads"),
-    ("huber", 0.0, "above 0")])
+    ("huber", 0.0, "above 0"), ("regime", 0.0, "share of the loss of guessing"),
+    ("run.optimizer", "sgd", "choose one of adamw, muon")])
 def test_bad_settings_are_refused(key, value, says):
     config = config_file.get_config().lock()
     config.update_from_flattened_dict({key: value})

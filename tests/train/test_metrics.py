@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxllm.train.metrics import Mean, MetricsWriter, bits_per_byte, read_metrics
+from jaxllm.train.metrics import Mean, MetricsWriter, bits_per_byte, norms, read_metrics
 from jaxllm.train.peaks import measure_matmul, peak_flops
 
 
@@ -31,6 +31,17 @@ def events(folder) -> list[Event]:
 
 def scalars(folder) -> list[tuple[str, int, float]]:
     return [(value.tag, event.step, value.simple_value) for event in events(folder) for value in event.summary.value]
+
+
+def test_norms_are_of_all_leaves_of_a_name():
+    rng = np.random.default_rng(0)
+    tree = {"blocks": {"norm": {"scale": rng.normal(size=(2, 3))}, "query": rng.normal(size=4)},
+            "last": {"scale": jnp.bfloat16(rng.normal(size=5))}}
+    found = norms(jax.tree.map(jnp.asarray, tree))
+    scales = np.concatenate([tree["blocks"]["norm"]["scale"].ravel(), np.float32(tree["last"]["scale"])])
+    assert found.keys() == {"query", "scale"} and all(norm.dtype == jnp.float32 for norm in found.values())
+    np.testing.assert_allclose([found["query"], found["scale"]],
+                               [np.linalg.norm(tree["blocks"]["query"]), np.linalg.norm(scales)], rtol=1e-6)
 
 
 def test_means_of_unequal_parts_add_to_the_mean_of_the_whole():

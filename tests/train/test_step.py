@@ -12,7 +12,7 @@ from jaxllm.data.packing import Batch
 from jaxllm.model.config import Execution, preset
 from jaxllm.model.params import abstract_params
 from jaxllm.train.metrics import Mean
-from jaxllm.train.objective import evaluate, next_token_objective
+from jaxllm.train.objective import context, evaluate, next_token_objective
 from jaxllm.train.optimizer import learning_rate_schedule, make_optimizer
 from jaxllm.train.step import accumulate_gradients, init_state, make_train_step
 
@@ -182,11 +182,15 @@ def test_the_average_has_buffers_of_its_own():
 def test_metrics_have_these_names():
     optimizer = optax.sgd(0.1)
     batch = toy_batch()
-    _, metrics = jax.jit(make_train_step(toy_loss, optimizer, learning_rate=lambda step: 0.1))(
+    state, metrics = jax.jit(make_train_step(toy_loss, optimizer, learning_rate=lambda step: 0.1, by_name=True))(
         init_state(TOY_PARAMS, optimizer), batch)
-    assert set(metrics) == {"loss", "grad_norm", "tokens", "skipped", "skipped_in_a_row", "learning_rate", "absolute"}
+    assert set(metrics) == {"loss", "grad_norm", "tokens", "skipped", "skipped_in_a_row", "learning_rate", "absolute",
+                            "update_norm", "grad_norm/w", "grad_norm/b", "param_norm/w", "param_norm/b"}
     grads, loss, _ = toy_gradients(TOY_PARAMS, batch, 1)
     np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(np.sum(grads["w"]**2) + grads["b"]**2), rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm/w"], np.linalg.norm(grads["w"]), rtol=1e-6)
+    np.testing.assert_allclose(metrics["param_norm/w"], np.linalg.norm(state.params["w"]), rtol=1e-6)
+    np.testing.assert_allclose(metrics["update_norm"], 0.1 * metrics["grad_norm"], rtol=1e-6)
     assert float(metrics["loss"]) == float(loss.value) and float(metrics["tokens"]) == 6.5
 
 
@@ -224,6 +228,12 @@ def test_evaluate_divides_once():
     assert result == {"loss": 4.0, "double": 16.0}
     with pytest.raises(ValueError, match="there is no validation batch"):
         evaluate(eval_step, None, [])
+
+
+def test_context_is_the_mean_position_of_what_counts():
+    batch = Batch(np.zeros((1, 4), np.int32), np.zeros((1, 4), np.int32), np.float32([[0, 1, 1, 0]]))
+    assert float(context(batch).value) == 1.5
+    assert float(context(batch.replace(positions=np.int32([[0, 1, 0, 1]]))).value) == 0.5
 
 
 def test_bits_per_byte_of_the_objective(nano):
