@@ -116,6 +116,7 @@ def _loader_and_startup(config: ConfigDict) -> None:
     # From the start of the process to the first finished training step.
     config.startup = ConfigDict()
     config.startup.case = case("6 layers, 256 wide", 4096, 256, 6, 8, 256, batch=8)
+    del config.startup.case["together"]  # one process at a time
     config.startup.ours = "unrolled float32"
 
 

@@ -16,7 +16,7 @@ same command goes on after a kill.
 
 from ml_collections import ConfigDict
 
-from configs import lab, sft_to_rl
+from configs import lab, policy_gradient, sft_to_rl
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # RL on the student, at a constant rate as all arms; its FLOPs are what each of them may spend. Sampler, execution,
     # logit_chunks, microbatches and optimizer (but for the rate) are those of all arms.
-    config.rl = sft_to_rl.run_config().rl
+    config.rl = policy_gradient.without_folder(sft_to_rl.run_config().rl)
     config.rl.steps, config.rl.optimizer.final_fraction = 40, 1.0
     if arg == "gsm8k":
         gsm8k(config)
@@ -101,7 +101,7 @@ def gsm8k(config: ConfigDict) -> None:
     config.rates = ConfigDict({"text": 1e-5, "logits": 1e-5, "on_policy": 5e-6})
     config.logits.top_k = 64
     config.on_policy.update({"prompts": 32, "samples": 1})
-    config.rl = sft_to_rl.get_config("gsm8k").rl
+    config.rl = policy_gradient.without_folder(sft_to_rl.get_config("gsm8k").rl)
 
 
 def sweep() -> list[dict]:

@@ -34,7 +34,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.start = practice.start_config(arg)
     # RL, see configs/policy_gradient.py. Its steps, prompts and samples are the budget of replies: a run that draws
     # further prompts (dapo) takes fewer steps.
-    config.rl = policy_gradient.policy_config()
+    config.rl = policy_gradient.without_folder(policy_gradient.policy_config())
+    del config.rl["algorithm"]  # each of config.algorithms in turn
     config.rl.steps, config.rl.prompts, config.rl.samples = 15, 8, 8
     # Longer than a right reply, so that the overlong shaping (dapo: of the last fifth) is about nothing else.
     config.rl.sampler.max_tokens = config.start.max_tokens * 7 // 5

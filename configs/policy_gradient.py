@@ -49,6 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.reward_model = reward_model.reward_config()
     config.reward_model.epochs = 1
     config.rl = policy_config()
+    del config.rl["algorithm"]  # each of config.algorithms in turn
     # So far that the KL is about a nat: further on, this reward model's best of n is no better by the gold judge.
     config.rl.steps = 20
     config.rl.optimizer.learning_rate = 3e-4
@@ -110,12 +111,20 @@ def policy_config() -> ConfigDict:
     config.guard.truncated = 0.9
     config.guard.patience = 3
 
-    # Steps between progress lines, between checkpoints (0: only the last), and how many are kept.
+    # Steps between progress lines.
     config.log_steps = 20
+    # Of a run with a folder: steps between checkpoints (0: only the last), and how many are kept.
     config.checkpoint_steps = 20
     config.keep_checkpoints = 2
     # Seconds between two looks of the page that shows the run.
     config.page_seconds = 2.0
+    return config
+
+
+def without_folder(config: ConfigDict) -> ConfigDict:
+    """A config of one run, less the keys of which a run without a folder has no use."""
+    for key in ("checkpoint_steps", "keep_checkpoints", "page_seconds"):
+        del config[key]
     return config
 
 

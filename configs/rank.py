@@ -84,12 +84,13 @@ def world_config() -> ConfigDict:
     # The model that all begin as, and what is different for the one that was taught little.
     config.start = taste.start_config()
     config.little = ConfigDict({"talks": 1000, "epochs": 1})
-    # Whose taste one player is improved by, see jaxllm.data.world_taste.Human; noise and tie play no part there.
+    # Whose taste one player is improved by, see jaxllm.data.world_taste.Human: what is felt on average.
     config.human = taste.get_config().human
+    del config.human["noise"], config.human["tie"]
     # The simulated person who votes beside the gold judge: one who likes length.
     config.voter = ConfigDict({"noise": 0.7, "length_bias": 0.5, "funny_bias": 0.0, "polite_bias": 0.0, "tie": 0.1})
     # The RL of both improved players, see configs/policy_gradient.py.
-    config.rl = policy_gradient.policy_config()
+    config.rl = policy_gradient.without_folder(policy_gradient.policy_config())
     config.rl.steps = 20
     config.rl.optimizer.learning_rate = 3e-4
     return config

@@ -77,7 +77,7 @@ def rl_config() -> ConfigDict:
 
     PPO: in pilots with GRPO and less data the gold score fell from the first looks on (docs/reward_hacking.md).
     """
-    config = policy_gradient.policy_config()
+    config = policy_gradient.without_folder(policy_gradient.policy_config())
     config.update({"algorithm": "ppo", "steps": 50, "prompts": 8, "samples": 8, "log_steps": 1000})
     config.sampler.max_tokens = 40
     config.policy.kl_in = "none"

@@ -65,6 +65,8 @@ def reward_config(arg: str | None = None) -> ConfigDict:
     config.shape = model_fields("tiny")
     config.shape.update(lab.shape(64, layers=3))
     config.shape.max_positions = 128
+    # A score is made of states: there are no logits, and no head for them.
+    del config.shape["logit_softcap"], config.shape["tied_embedding"]
     # "all" weights; "1", "2", ...: so many of the last blocks with the final norm and the head; or the "head" alone,
     # over states that are computed once. A published model of 135M on a CPU: the head; on a GPU: all.
     config.trained = "head" if arg else "all"

@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.start = practice.start_config(arg)
     # RL, see configs/policy_gradient.py; equal samples for all.
-    config.rl = policy_gradient.policy_config()
+    config.rl = policy_gradient.without_folder(policy_gradient.policy_config())
     config.rl.steps, config.rl.prompts, config.rl.samples = 25, 8, 8
     config.rl.sampler.max_tokens = config.start.max_tokens
     config.rl.optimizer.learning_rate, config.rl.optimizer.final_fraction = 5e-4, 0.1

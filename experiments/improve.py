@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments.improve_draw import tools_of
 from experiments.improve_learner import Learner
 from experiments.improve_plan import Converse, Plan, Prompts, RewardFn, Start, Watch, make_mesh, make_plan
-from experiments.improve_record import Improved, Record
+from experiments.improve_record import Improved, Record, check_folder
 from jaxllm.data.world_taste import prompt as taste_prompt
 from jaxllm.data.world_taste import things
 from jaxllm.rl.guard import breach, reason_to_stop
@@ -33,7 +33,7 @@ def improve(config: ConfigDict, start: Start, reward_fn: RewardFn, seed: int, *,
     """Improves a model by a reward; prints progress lines.
 
     Args:
-      config: as configs.policy_gradient.policy_config makes it.
+      config: as configs.policy_gradient.policy_config makes it; without a folder also as without_folder does.
       start: where the policy begins, and the reference of the KL.
       reward_fn: see `RewardFn`.
       seed: of the draws and their order.
@@ -51,6 +51,8 @@ def improve(config: ConfigDict, start: Start, reward_fn: RewardFn, seed: int, *,
       ValueError: a setting is out of range.
     """
     plan = make_plan(config, start)
+    if folder is not None:
+        check_folder(config)
     prompts = {thing: taste_prompt(thing) for thing in things("train")} if prompts is None else prompts
     mesh = make_mesh(config)
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext(), tools_of(config, plan, start) as tools:

@@ -71,10 +71,9 @@ def make_plan(config: ConfigDict, start: Start) -> Plan:
     """Raises ValueError for what is out of range."""
     if config.algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm is {config.algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
-    for key, least in (("steps", 1), ("prompts", 1), ("samples", 1), ("logit_chunks", 1), ("microbatches", 1),
-                       ("log_steps", 1), ("checkpoint_steps", 0), ("keep_checkpoints", 1), ("page_seconds", 0)):
-        if config[key] < least:
-            raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
+    for key in ("steps", "prompts", "samples", "logit_chunks", "microbatches", "log_steps"):
+        if config[key] < 1:
+            raise ValueError(f"{key} is {config[key]}; it must be at least 1")
     settings = dataclasses.replace(ALGORITHMS[config.algorithm], **{
         name: value for name, value in config.policy.items() if value is not None})
     rows, pieces = config.prompts * config.samples, settings.minibatches * config.microbatches

@@ -34,6 +34,13 @@ class Improved:
     stopped: str
 
 
+def check_folder(config: ConfigDict) -> None:
+    """Refuses what a run with a folder cannot do; a run without one needs none of these keys."""
+    for key, least in (("checkpoint_steps", 0), ("keep_checkpoints", 1), ("page_seconds", 0)):
+        if config[key] < least:
+            raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
+
+
 class Record:
     """The files of a run in a folder; without one, rows and progress lines alone.
 
@@ -77,8 +84,10 @@ class Record:
 
     def save(self, number: int, state: State) -> None:
         """Starts a checkpoint of the state after `number` steps, where one is due."""
+        if self._checkpoints is None:
+            return
         every = self.config.checkpoint_steps
-        if self._checkpoints is not None and every and number and number % every == 0:
+        if every and number and number % every == 0:
             self._checkpoints.save(number, state)
 
     def finish(self, reason: str, done: int, state: State) -> str:

@@ -64,6 +64,9 @@ def angles(config: ConfigDict, seed: int) -> dict[str, Any]:
     return {"names": list(losses), "points": found}
 
 
+_make_batch = jax.jit(policy_step.make_batch, static_argnames="settings")
+
+
 def compare(model: PolicyModel, losses: Mapping[str, tuple[PolicySettings, np.ndarray]], max_tokens: int,
             rollout: Rollout, scores: Scores, points: Mapping[str, Params]) -> dict[str, dict[str, Any]]:
     """The gradients of losses at several points, compared.
@@ -81,7 +84,7 @@ def compare(model: PolicyModel, losses: Mapping[str, tuple[PolicySettings, np.nd
     """
     found: dict[str, list[list[np.ndarray]]] = {point: [] for point in points}
     for settings, rewards_QG in losses.values():
-        batch = policy_step.make_batch(settings, rollout, scores, jnp.asarray(rewards_QG), 0.0)
+        batch = _make_batch(settings, rollout, scores, jnp.asarray(rewards_QG), 0.0)
         gradient = _gradient(model, settings, max_tokens)
         for point, params in points.items():
             found[point].append([gradient(params, piece) for piece in (batch, *_halves(batch))])

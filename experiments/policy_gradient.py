@@ -99,8 +99,7 @@ def study(config: ConfigDict, folder: pathlib.Path) -> None:
                          functools.partial(_judge_start, config, lazy, rewards[False], seed))
         runs["start"].append(first)
         for arm in arms:
-            rl = ConfigDict(copy.deepcopy(config.rl.to_dict()))
-            rl.algorithm = config.control if arm == SHUFFLED else arm
+            rl = rl_of(config, config.control if arm == SHUFFLED else arm)
             settings = [shared, arm, rl.to_dict()]
             run = lab.kept(folder / "kept", f"{arm.replace(' ', '_')}-{seed}", settings, functools.partial(
                 _improve_and_judge, config, rl, lazy, rewards, arm, seed, first["gold"],
@@ -110,6 +109,13 @@ def study(config: ConfigDict, folder: pathlib.Path) -> None:
                   f"{run['win_rate']:.3f}, reward {np.mean(run['proxy']):.2f}, KL {run['kl']:.2f}; "
                   f"{time.perf_counter() - begun:.0f} s in all", flush=True)
     write(findings(config, runs), folder, config, time.perf_counter() - begun)
+
+
+def rl_of(config: ConfigDict, algorithm: str) -> ConfigDict:
+    """The settings of a run of one algorithm."""
+    rl = ConfigDict(copy.deepcopy(config.rl.to_dict()))
+    rl.algorithm = algorithm
+    return rl
 
 
 def held_out(config: ConfigDict) -> list[str]:
@@ -160,7 +166,7 @@ def rewarded_by(reward: Reward) -> RewardFn:
 def _judge_start(config: ConfigDict, start: Any, reward: Any, seed: int) -> dict[str, Any]:
     """The start model's own jokes, and the best of n of them by the reward model."""
     asked = held_out(config)
-    plan = make_plan(config.rl, start())
+    plan = make_plan(rl_of(config, config.control), start())
     found = judge(plan, start(), start().params, rewarded_by(reward()), asked, config.judged_samples, seed)
     pool = judge(plan, start(), start().params, rewarded_by(reward()), asked, config.best_of, seed + 1_000_003)
     return {**found, "best_of_n": best_of_n(pool, np.array(found["gold"]))}
@@ -196,8 +202,7 @@ def run_published(config: ConfigDict, folder: pathlib.Path) -> bool:
     if not asked:
         raise ValueError(f"no conversation of {config.prompts} begins with a prompt of at most "
                          f"config.max_prompt_tokens ({config.max_prompt_tokens}) tokens")
-    rl = ConfigDict(copy.deepcopy(config.rl.to_dict()))
-    rl.algorithm, execution = config.algorithms[0], Execution(**config.rl.execution.to_dict())
+    rl, execution = rl_of(config, config.algorithms[0]), Execution(**config.rl.execution.to_dict())
     print(f"{len(asked):,} prompts of {config.prompts}; {config.model} rewarded by {config.reward}", flush=True)
     with loop.StopRequest() as stop:
         improved = improve(rl, start, lambda names, said: score_texts(

@@ -134,6 +134,7 @@ def curves(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, x_
 def picture(draw: Callable[[Any], None], height: float = 3.6, grid: str = "both") -> str:
     """What `draw` puts on a pair of axes, as an SVG inside a figure element; the same data gives the same bytes."""
     from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with rc_context({"svg.hashsalt": "jaxllm", "font.size": 10}):
@@ -144,7 +145,8 @@ def picture(draw: Callable[[Any], None], height: float = 3.6, grid: str = "both"
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
         out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        # `figure.savefig` writes the same, but lays everything out twice.
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     return f"<figure>{text[text.index('<svg'):]}</figure>"
 

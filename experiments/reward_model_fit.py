@@ -153,8 +153,8 @@ def _train(settings: ConfigDict, start: Start, rows: RankingRows, seed: int, lab
     if many:
         state, frozen = (jax.device_put(tree, state_shardings(tree, start.model, mesh)) for tree in (state, frozen))
     steps = max(settings.least_steps, math.ceil(settings.epochs * len(rows) / settings.batch_size))
-    schedule = learning_rate_schedule("linear", settings.learning_rate, warmup_steps=settings.warmup_steps,
-                                      total_steps=steps)
+    schedule = jax.jit(learning_rate_schedule("linear", settings.learning_rate, warmup_steps=settings.warmup_steps,
+                                              total_steps=steps))
     metrics: dict[str, Any] = {}
     with jax.set_mesh(mesh) if many else contextlib.nullcontext():
         for number, index in enumerate(_batches(rows, settings.batch_size, steps, seed)):

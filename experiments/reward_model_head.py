@@ -26,6 +26,8 @@ from jaxllm.evals.probe import end_states
 from jaxllm.model.layers import norm
 from jaxllm.rl.reward_model import Reward, init_reward
 
+_norm = jax.jit(norm, static_argnums=2)
+
 
 def shallower(start: Start, layers: int) -> Start:
     """The model that ends after its first `layers` blocks, with the same final norm."""
@@ -59,7 +61,7 @@ def last_states(start: Start, rows: Sequence[Sequence[int]], layers: Sequence[in
             states[:, some] = np.load(path)
             continue
         streams = end_states(cut.params, cut.model, [rows[i] for i in some], batch=batch, execution=lab.EXECUTION)
-        states[:, some] = norm(jnp.asarray(streams[list(layers)]), cut.params["final_norm"], cut.model)
+        states[:, some] = _norm(streams[list(layers)], cut.params["final_norm"], cut.model)
         if path is not None:
             with open(path.with_suffix(".tmp"), "wb") as file:
                 np.save(file, states[:, some])

@@ -11,6 +11,7 @@ import pathlib
 
 import jax
 import pytest
+from read_keys import EveryKeyIsRead
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -30,6 +31,11 @@ if jax.__version_info__ < (0, 11) and "fusion_emitters" not in os.environ.get("X
     # have the flags: XLA ends a process whose flag it does not know.
     os.environ["XLA_FLAGS"] = (f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false "
                                "--xla_cpu_parallel_codegen_split_count=1")
+
+
+def pytest_configure(config):
+    """The slow tests, run after the others, fail when both leave a config key that no experiment has read."""
+    config.pluginmanager.register(EveryKeyIsRead(config))
 
 
 @pytest.fixture(scope="session", autouse=True)
