@@ -246,7 +246,7 @@ def test_worked_and_bare_answers_are_equally_many(small):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: make_world(0, "huge"), "unknown world size 'huge': use one of tiny, small, lab, large"),
+        (lambda: make_world(0, "huge"), "unknown world size 'huge': use one of tiny, small, lab, road, large"),
         (lambda: make_world(0, _size(places=(300, 300, 0, 0, 0))), "at most 448 names"),
         (lambda: make_world(0, _size(people=(0, 0, 0, 300_000, 0))), "ask for fewer"),
         (lambda: make_world(0, _size(people=(0, 0, 0, 1, 9))), "too many beside 1 told"),
