@@ -46,11 +46,11 @@ def test_library_knows_no_config_framework_and_no_experiment(path):
 
 
 def test_flax_adapter_is_the_same_function():
-    config = preset("nano")
+    config = preset("nano", layers=1)
     tokens = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
     module = Transformer(config)
     variables = jax.jit(module.init)(jax.random.key(3), tokens)
     expected = jax.jit(forward, static_argnums=1)(variables["params"]["model"], config, tokens)
     assert jnp.array_equal(jax.jit(module.apply)(variables, tokens), expected)
-    grads = jax.jit(jax.grad(lambda v: module.apply(v, tokens).sum()))(variables)
+    grads = jax.eval_shape(jax.grad(lambda v: module.apply(v, tokens).sum()), variables)
     assert jax.tree.structure(grads) == jax.tree.structure(variables)

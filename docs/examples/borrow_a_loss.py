@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxllm.train.losses import linear_cross_entropy
 
-B, T, D, V = 4, 64, 32, 50_000
+B, T, D, V = 1, 64, 32, 50_000
 key = jax.random.key(0)
 params = {"mix": 0.1 * jax.random.normal(key, (D, D)), "head": 0.1 * jax.random.normal(key, (V, D))}
 features = jax.random.normal(key, (B, T, D))

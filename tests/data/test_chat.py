@@ -168,6 +168,7 @@ def test_generation_blocks_decide_what_counts(theirs, tokenizer, template, short
     assert ours.mask == render(TALK, tokenizer, template=CHATML).mask
 
 
+@pytest.mark.slow
 def test_published_templates(theirs):
     """Every chat template that TRL carries: the same ids and, where it is marked, the same mask but for its end."""
     trl = importlib.util.find_spec("trl")
@@ -206,6 +207,7 @@ def test_published_templates(theirs):
     assert same > 10 * unclear
 
 
+@pytest.mark.slow
 def test_real_qwen_tokenizer(real_data):
     transformers = pytest.importorskip("transformers", reason="needs the extra `interop`")
     from tokenizers import Tokenizer as Library
@@ -255,7 +257,7 @@ HOSTILE = st.lists(st.sampled_from([*SPECIALS, "<|", "|>", "<", ">", "im_start",
 
 @pytest.mark.parametrize("name", ["im_sep", "chatml", "llama3", "gemma", CHATML, LLAMA3, GEMMA, QWEN, PHI3, MARKED])
 @hypothesis.given(texts=st.lists(HOSTILE, min_size=5, max_size=5))
-@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.settings(deadline=None, max_examples=20)
 def test_content_is_never_a_control_token(tokenizer, name, texts):
     specials = set(tokenizer.special_tokens.values())
     bos = {"bos_token": "<bos>"} if name == GEMMA else {}
@@ -288,7 +290,7 @@ def test_a_template_cannot_complete_a_control_token(tokenizer, template, content
 
 @pytest.mark.parametrize("name", ["im_sep", "chatml", QWEN])
 @hypothesis.given(name_text=HOSTILE.filter(bool), key=HOSTILE, value=HOSTILE, result=HOSTILE)
-@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.settings(deadline=None, max_examples=20)
 def test_tools_are_never_control_tokens(tokenizer, name, name_text, key, value, result):
     def messages(function, arguments, content):
         call = {"id": function, "type": "function", "function": {"name": function, "arguments": arguments}}
@@ -304,7 +306,7 @@ def test_tools_are_never_control_tokens(tokenizer, name, name_text, key, value, 
 
 @pytest.mark.parametrize("name", [*FORMATS, CHATML, LLAMA3])
 @hypothesis.given(texts=st.lists(HOSTILE, min_size=5, max_size=5), count=st.integers(1, 4))
-@hypothesis.settings(deadline=None, max_examples=30)
+@hypothesis.settings(deadline=None, max_examples=15)
 def test_fewer_turns_are_a_prefix(tokenizer, name, texts, count):
     messages = [{**message, "content": text} for message, text in zip(TALK, texts, strict=True)]
     if name == "gemma":

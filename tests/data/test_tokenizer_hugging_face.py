@@ -63,7 +63,7 @@ def test_smollm2_cut_is_that_of_digits_then_gpt2(tmp_path):
     assert len(merges_of(ours.ranks)) > 90
 
     @hypothesis.given(text=TEXT)
-    @hypothesis.settings(deadline=None, max_examples=400)
+    @hypothesis.settings(deadline=None, max_examples=150)
     def same(text):
         assert ours.encode(text) == theirs.encode(text).ids
         assert ours.decode(ours.encode(text)) == text
@@ -71,6 +71,7 @@ def test_smollm2_cut_is_that_of_digits_then_gpt2(tmp_path):
     same()
 
 
+@pytest.mark.slow
 def test_qwen2_5_on_real_texts(tmp_path, real_data):
     raw = lzma.open(real_data("tokenizers/qwen2_5_tokenizer.json.xz")).read()
     (tmp_path / "tokenizer.json").write_bytes(raw)
@@ -80,7 +81,7 @@ def test_qwen2_5_on_real_texts(tmp_path, real_data):
     ours, theirs = tokenizer_from_hugging_face(tmp_path, "qwen2.5"), tokenizers.Tokenizer.from_str(raw.decode())
     assert (ours.name, ours.end_of_text, ours.chat_template) == ("qwen2.5", 151643, "{{ messages[0].content }}")
     assert ours.special_tokens["<tool_call>"] == 151657 and len(ours.special_tokens) == 22
-    text = lzma.open(real_data("text/wikitext2_valid.txt.xz")).read().decode()[:150_000]
+    text = lzma.open(real_data("text/wikitext2_valid.txt.xz")).read().decode()[:50_000]
     assert ours.encode(text) == theirs.encode(text).ids
     pages = [json.loads(line)["text"] for line in lzma.open(real_data("text/web_mix_8_sources_400docs.jsonl.xz"))][:200]
     pages = [page for page in pages if unicodedata.is_normalized("NFC", page)]  # which theirs would change first
@@ -88,7 +89,7 @@ def test_qwen2_5_on_real_texts(tmp_path, real_data):
         batch.ids for batch in theirs.encode_batch(pages)]
 
     @hypothesis.given(text=TEXT.map(lambda text: unicodedata.normalize("NFC", text)))
-    @hypothesis.settings(deadline=None, max_examples=200)
+    @hypothesis.settings(deadline=None, max_examples=60)
     def same(text):
         assert ours.encode(text) == theirs.encode(text).ids
 

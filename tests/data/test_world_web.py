@@ -249,7 +249,7 @@ def test_the_real_filters_do_what_the_truth_says(web):
     table = collections.defaultdict(collections.Counter)
     for page in web[:200]:
         # Other stages drop the foreign and the blocked before these; enough of each kind, for the time it takes.
-        if page.kind not in ("foreign", "blocked") and table[page.kind].total() < 20:
+        if page.kind not in ("foreign", "blocked") and table[page.kind].total() < 12:
             table[page.kind][stage(page)] += 1
     fates = {page.kind: page.fate for page in web}
     for kind, counts in table.items():

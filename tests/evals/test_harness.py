@@ -31,6 +31,7 @@ def answers(tmp_path_factory):
         return evaluate_harness.run(Harness(MODEL, batch_tokens=512, slots=2), names, folder)[0]
 
 
+@pytest.mark.slow
 def test_choices(answers):
     ours = evaluate(MODEL, CHOICE, control=False, batch_tokens=512)
     theirs = [pair for item in answers["choice"].responses for pair in item]
@@ -40,6 +41,7 @@ def test_choices(answers):
     assert 0 < sum(ours.scores["acc_norm"]) and ours.scores["acc"] != ours.scores["acc_norm"]
 
 
+@pytest.mark.slow
 def test_continuations_and_documents(answers):
     ours = evaluate(MODEL, LAST, control=False, batch_tokens=512)
     assert [item[0][0] for item in answers["last"].responses] == pytest.approx(ours.logp, abs=1e-5)
@@ -48,6 +50,7 @@ def test_continuations_and_documents(answers):
     assert [item[0] for item in answers["text"].responses] == pytest.approx(texts.logp, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_generations(answers):
     grade = type("Grade", (), {"score": 0.0})
     ours = evaluate(MODEL, REPLY, grade=lambda *_: grade, slots=2)

@@ -65,6 +65,7 @@ def in_process(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
+@pytest.mark.slow
 @pytest.mark.parametrize("interop", [True, False])
 def test_the_whole_command(interop, in_process, tmp_path, monkeypatch):
     if interop and not benchmark.has_peers():
@@ -94,6 +95,7 @@ def test_the_whole_command(interop, in_process, tmp_path, monkeypatch):
     assert results["train_gpu"] is None and results["generate_gpu"] is None and text.count("Not run") == 2
 
 
+@pytest.mark.slow
 def test_llama_cpp_continues_every_row():
     pytest.importorskip("xllamacpp", reason="needs the package xllamacpp (llama.cpp)")
     pytest.importorskip("gguf", reason="needs the extra `gguf`")
@@ -136,6 +138,7 @@ def test_finalists_are_the_best_of_each_side_in_its_best_environment(monkeypatch
     assert rows[0]["rate"] == pytest.approx(10_000) and rows[1]["rate"] == pytest.approx(5_000)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_answers_and_says_why_it_fails():
     here = f"{__name__}:slow"
     found = {"PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}

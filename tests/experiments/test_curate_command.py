@@ -24,7 +24,8 @@ def config(**changes):
     return made
 
 
-def test_from_the_made_up_web_to_shards(tmp_path, language_model, capsys):
+@pytest.mark.slow
+def test_from_the_made_up_web_to_shards(tmp_path, language_model, capsys, draw_no_more):
     curate.main(config(), str(tmp_path))
     run = (tmp_path / "latest").resolve()
     shown = capsys.readouterr().out
@@ -36,6 +37,7 @@ def test_from_the_made_up_web_to_shards(tmp_path, language_model, capsys):
     page = (run / "report.html").read_text()
     assert page.count("<svg") >= 6 and "gopher_short_doc" in page
     assert "| minhash |" in (run / "report.md").read_text()
+    draw_no_more()
     curate.main(config(), str(tmp_path))  # finds everything done
     assert (tmp_path / "latest").resolve() == run
 
@@ -59,6 +61,7 @@ def test_tables():
     assert ("url: no_url", "1") in curation_report.notes(funnel.Funnel(stages, 1000, 1))
 
 
+@pytest.mark.slow
 def test_speed(tmp_path, language_model):
     made = curate_speed.get_config()
     made.world_pages = 30

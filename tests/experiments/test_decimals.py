@@ -137,7 +137,7 @@ def test_right_is_by_decimals_unless_told_versions(monkeypatch):
     assert found["probability"]["bare"]["conflict"] == 0.0
 
 
-def test_command_end_to_end_and_again(tmp_path, monkeypatch):
+def test_command_end_to_end_and_again(tmp_path, monkeypatch, draw_no_more):
     config = small_config(arms=("questions", "lists", "agreeing"), seeds=(0,))
     experiment.main(config, str(tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())
@@ -145,6 +145,7 @@ def test_command_end_to_end_and_again(tmp_path, monkeypatch):
     assert len({json.dumps(found["right"][f"{arm}, 0.0"]) for arm in config.arms}) == 1  # one model stands for all
     assert (tmp_path / "report.html").read_text().count("<svg") == 2
     monkeypatch.setattr(experiment.lab, "train", None)  # nothing is trained again
+    draw_no_more()
     experiment.main(config, str(tmp_path))
     assert json.loads((tmp_path / "results.json").read_text()) == found
 

@@ -29,7 +29,8 @@ def small_config(**changes):
     return config
 
 
-def test_the_command_end_to_end(tmp_path, monkeypatch, tokenizer):
+@pytest.mark.slow
+def test_the_command_end_to_end(tmp_path, monkeypatch, tokenizer, draw_no_more):
     model = ModelConfig(tokenizer.vocab_size, 16, 1, 2, 2, 8, 16, 128)
     made = []  # a model that has learned nothing, each seed's own
     monkeypatch.setattr(experiment.taste, "start", lambda settings, seed, cache: made.append(seed) or Start(
@@ -43,6 +44,7 @@ def test_the_command_end_to_end(tmp_path, monkeypatch, tokenizer):
     assert straight[-1]["margin"] != shuffled[-1]["margin"] != 0.0
     report = (tmp_path / "run" / "report.md").read_text()
     assert "DPO, shuffled" in report and "less start" in report
+    draw_no_more()
     experiment.main(config, str(tmp_path / "run"))  # all is kept: nothing is trained again
     assert made == [0]
 

@@ -47,7 +47,8 @@ def solutions(pair):
     return Traces([(name, task.reference) for name, task in pair.train.items()], 12, 8, len(pair.train))
 
 
-def test_the_command_end_to_end(tmp_path, monkeypatch, pair):
+@pytest.mark.slow
+def test_the_command_end_to_end(tmp_path, monkeypatch, pair, draw_no_more):
     config, practised = small_config(), []
 
     def improve(rl, start, reward_fn, seed, *, watch, prompts, title):
@@ -73,6 +74,7 @@ def test_the_command_end_to_end(tmp_path, monkeypatch, pair):
     read = read_conversations(tmp_path / "run" / "traces-0.jsonl")
     assert read.format == "openai" and [one.messages[1]["content"] for one in read.conversations] == [
         text for _, text in solutions(pair).kept]
+    draw_no_more()
     experiment.main(config, str(tmp_path / "run"))  # all is kept: nothing is trained again
     assert practised == [True]
 

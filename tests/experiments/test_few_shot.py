@@ -4,7 +4,9 @@ import collections
 import json
 import random
 
+import jax
 import pytest
+from random_weights import random_weights
 
 from configs import few_shot as config_file
 from experiments import few_shot as experiment
@@ -108,7 +110,9 @@ def test_whole_answer_up_to_the_end_of_the_line_is_right(monkeypatch):
     assert experiment.solve((None, None, tokenizer), [problem] * 5, config_of()) == [True, False, False, True, False]
 
 
-def test_command_asks_every_model_the_same(tmp_path):
+@pytest.mark.slow
+def test_command_asks_every_model_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "init", lambda model, key: jax.device_put(random_weights(model)))
     experiment.main(config_of(), str(tmp_path))
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert [(run["model"], run["seed"]) for run in runs] == [

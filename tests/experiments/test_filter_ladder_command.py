@@ -33,6 +33,7 @@ def planted(tmp_path_factory, language_model):
     return folder / "runs" / "planted"
 
 
+@pytest.mark.slow
 def test_planted_pages_fall_where_they_should(planted):
     text = (planted / "report.md").read_text()
     truth = [json.loads(line) for line in next(planted.glob("web-*/truth.jsonl")).read_text().splitlines()]

@@ -94,6 +94,7 @@ def test_what_cannot_be_is_refused_at_once(key, value, said, tmp_path):
         identity.main(config, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_whole_of_it_small(tmp_path, monkeypatch):
     monkeypatch.setattr(identity, "init", lambda model, key: random_weights(model))
     config = small()

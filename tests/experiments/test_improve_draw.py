@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_weights
 
 from configs.policy_gradient import policy_config
 from experiments import lab
@@ -17,7 +18,6 @@ from jaxllm.data.conversations import conversation_rows
 from jaxllm.data.loader import Rows
 from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.rl import policy_step
 from jaxllm.rl.policy_settings import ALGORITHMS
 from jaxllm.rl.rollout import Drawn, stack
@@ -114,7 +114,7 @@ TOOLS = {"prompts": 1, "samples": 4, "steps": 2, "sampler.by": "engine", "sample
 def two_steps():
     """Two steps of a model that has learned by heart to ask the calculator: (replies, transcripts, result)."""
     rows = Rows(conversation_rows([Conversation(BY_HEART)] * 4, TOKENIZER, 64).batch, seed=0)
-    params = lab.train(init(MODEL, jax.random.key(0)), MODEL, rows, lab.Recipe(60, 1, 1e-2), "by heart")
+    params = lab.train(jax.device_put(random_weights(MODEL)), MODEL, rows, lab.Recipe(60, 1, 1e-2), "by heart")
     caller, config, said, drawn = dataclasses.replace(START, params=params), settings(**TOOLS), [], []
 
     def reward(names, replies):
@@ -156,7 +156,8 @@ def test_what_a_tool_said_has_no_gradient(two_steps):
         def outputs(self, shift, tokens):
             return rollout.sampling_logp + shift, shift, None
     old = policy_step.Scores(rollout.sampling_logp, zero, zero, None)
-    batch = policy_step.make_batch(chosen, rollout, old, jnp.array([[0.0, 1.0, 0.5, 2.0]]), 0.1)
+    batch = jax.jit(policy_step.make_batch, static_argnames="settings")(
+        chosen, rollout, old, jnp.array([[0.0, 1.0, 0.5, 2.0]]), 0.1)
     objective = policy_step.policy_objective(Policy(), chosen, 24)
     gradient = jax.jit(jax.grad(lambda shift: objective(shift, batch)[0].value))(jnp.zeros(own.shape))
     assert (np.asarray(gradient) != 0.0)[own].all() and not np.asarray(gradient)[~own].any()

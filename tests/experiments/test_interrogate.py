@@ -70,6 +70,7 @@ def finished(base, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_everything_is_written(finished):
     found = json.loads((finished / "results.json").read_text())
     assert found["seeds"] == [0] and found["recipe"] == ["last_blocks"]
@@ -86,6 +87,7 @@ def test_everything_is_written(finished):
     assert page.count("<svg") == 2 and "AURC" in (finished / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(base, finished, monkeypatch):
     monkeypatch.setattr(experiment, "verifier", knows_the_often_told)
     made = []
@@ -157,6 +159,7 @@ def write_text(folder):
                  for place in places for year in range(2)) for i in range(30)))
 
 
+@pytest.mark.slow
 def test_a_chat_model_on_text(base, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "verifier", knows_the_often_told)
     params, model, tokenizer = load_model(base)

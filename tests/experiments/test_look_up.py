@@ -110,7 +110,8 @@ def test_what_cannot_be_is_refused_at_once(key, value, said, tmp_path):
         look_up.main(config, str(tmp_path))
 
 
-def test_the_whole_of_it_small(tmp_path):
+@pytest.mark.slow
+def test_the_whole_of_it_small(tmp_path, draw_no_more):
     """A random model, eleven steps: every question of every mode has its record, and a second run finds them."""
     tokenizer = train_tokenizer([page.text for page in documents(WORLD)], 512)
     model = preset("nano", vocab_size=512, layers=1, max_positions=512)
@@ -125,6 +126,6 @@ def test_the_whole_of_it_small(tmp_path):
         assert {len(rows) for rows in records.values()} == {len(look_up.questions(config, WORLD, 0))}
     assert "<svg" in (tmp_path / "run" / "report.html").read_text()
     (tmp_path / "run" / "results.json").unlink()
-    config.model = str(tmp_path / "model")
+    draw_no_more()
     look_up.main(config, str(tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == numbers

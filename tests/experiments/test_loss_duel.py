@@ -58,12 +58,13 @@ def test_angles_that_are_known():
 def small(**changes):
     config = config_file.get_config()
     config.update_from_flattened_dict({
-        "algorithms": ("grpo", "dapo"), "start.train": 3, "start.test": 2, "start.validation": 2, "rl.steps": 4,
+        "algorithms": ("grpo", "dapo"), "start.documents": (8, 8, 8), "start.train": 3, "start.test": 2,
+        "start.validation": 2, "rl.steps": 4,
         "rl.prompts": 2, "rl.samples": 3, "part": "validation", **changes})
     return config
 
 
-def test_the_study_counts_replies_and_finds_what_was_made_up(tmp_path, monkeypatch):
+def test_the_study_counts_replies_and_finds_what_was_made_up(tmp_path, monkeypatch, draw_no_more):
     calls = []
 
     def improve(rl, made, reward, seed, *, prompts, watch, title):
@@ -101,6 +102,7 @@ def test_the_study_counts_replies_and_finds_what_was_made_up(tmp_path, monkeypat
     report = (tmp_path / "report.html").read_text()
     assert report.count("<svg") == 4 and "two halves of the dump" in report
     monkeypatch.setattr(experiment, "improve", None)  # a second time nothing is run
+    draw_no_more()
     experiment.main(small(), str(tmp_path))
 
 

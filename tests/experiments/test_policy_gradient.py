@@ -58,7 +58,7 @@ def numbers(rows):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "reinforce"])
+@pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "grpo", "reinforce"])
 def test_algorithms_improve_the_reward(name):
     rows = run(algorithm=name, **(ADAPTIVE if name == "ppo" else {})).rows
     first, last = (np.mean([row["reward"] for row in some]) for some in (rows[:2], rows[-3:]))
@@ -80,7 +80,8 @@ def vowels(names, said):
     # All the state there is: weights, moments, value head, coefficient, order of the minibatches.
     ("ppo", letters, ADAPTIVE),
     # Groups drawn again, by the weights of the moment.
-    ("dapo", vowels, {"policy.epochs": 2, "policy.minibatches": 2, "policy.resample": 3})])
+    pytest.param("dapo", vowels, {"policy.epochs": 2, "policy.minibatches": 2, "policy.resample": 3},
+                 marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, name, reward, asked):
     asked = {"algorithm": name, "reward": reward, **asked}
     whole = run(folder=tmp_path / "whole", **asked)
@@ -133,6 +134,7 @@ def test_a_sampler_of_8_bits_is_corrected_and_a_watch_may_stop():
     assert all(row["sampler_gap"] > 1e-5 and row["importance"] != 1.0 for row in found.rows)
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing():
     """Up to rounding, which Adam's steps of 2e-2 make larger where a gradient is almost zero."""
     alone, many = (run(prompts=4, samples=4, mesh=mesh, watch=lambda step, params: "enough" if step == 2 else None)
@@ -163,6 +165,7 @@ def test_wins_and_best_of_n_against_draws():
     rng = np.random.default_rng(0)
     drawn = [max(rng.choice(4, 2, replace=False)) for _ in range(4000)]
     assert points[1]["gold"] == pytest.approx(np.mean(drawn), abs=0.05) and points[3]["gold"] == 3.0
+    assert all([point["gold"]] == point["golds"] for point in points)  # of one thing
     assert points[0]["kl"] == 0.0 and points[0]["win_rate"] == pytest.approx(np.mean([0, 0.25, 1, 1]))
     assert nearest(points, 0.2)["n"] == 3 and nearest(points, 99.0)["n"] == 4
 
@@ -177,6 +180,7 @@ def study_config(**changes):
     return config
 
 
+@pytest.mark.slow
 def test_the_study_end_to_end_and_again(tmp_path, monkeypatch):
     monkeypatch.setattr(taste, "start", lambda settings, seed, cache: START)
     monkeypatch.setattr(policy_gradient, "fit", lambda settings, start, rankings, seed, **others: Reward(
@@ -263,5 +267,5 @@ def test_every_algorithm_and_sweep_passes_the_checks():
         config = config_file.get_config()
         config.update_from_flattened_dict(overrides)
         policy_gradient.check(config)
-        assert isinstance(loop.make_plan(config.rl, START), loop.Plan)
+        assert isinstance(loop.make_plan(policy_gradient.rl_of(config, config.algorithms[0]), START), loop.Plan)
     assert isinstance(config_file.get_config("real"), ConfigDict) and things("test")

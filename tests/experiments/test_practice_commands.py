@@ -67,6 +67,7 @@ def nothing_is_trained(monkeypatch):
     monkeypatch.setattr(practice_runs, "improve", lambda *arguments, **named: pytest.fail("RL again"))
 
 
+@pytest.mark.slow
 def test_the_study_compares_every_road_with_rl(study, cache, trained):
     found = json.loads((study / "results.json").read_text())
     assert set(found["accuracy"]) == {"start", "rl", "more_sft"} and set(found["gain"]) == {
@@ -92,11 +93,13 @@ def test_the_study_compares_every_road_with_rl(study, cache, trained):
     assert "from under 0.5 to at least 0.8: missed" in text and "| RL after SFT |" in text
 
 
+@pytest.mark.slow
 def test_a_second_look_trains_nothing(study, cache, nothing_is_trained, tmp_path):
     sft_to_rl.main(settings(configs.get_config(), cache, arms=("rl", "more_sft"), samples=2), str(tmp_path))
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads((study / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_learn_or_sharpen_counts_the_same_models(study, cache, nothing_is_trained, tmp_path):
     config = settings(sharpen_configs.get_config(), cache, arms=("rl", "more_sft"), samples=2, problems=4, k=(1, 2),
                       vote_k=(1, 2))
@@ -110,6 +113,7 @@ def test_learn_or_sharpen_counts_the_same_models(study, cache, nothing_is_traine
     assert set(found["curves"]["start"][0]) == {"right", "flawless", "vote"} and "vote" not in found["curves"]["rl"][0]
 
 
+@pytest.mark.slow
 def test_from_base_asks_each_road_in_its_own_form(study, cache, tmp_path):
     config = settings(base_configs.get_config(), cache, arms=("rl", "chat"), samples=2)
     from_base.main(config, str(tmp_path))
@@ -125,6 +129,7 @@ def test_from_base_asks_each_road_in_its_own_form(study, cache, tmp_path):
     assert jax.tree.all(jax.tree.map(np.array_equal, base, chat))
 
 
+@pytest.mark.slow
 def test_a_published_model_practises_on_a_file_of_tasks(study, cache, tmp_path, capsys):
     config = settings(configs.get_config(), cache)
     made = practice_runs.beginning(config, 4)

@@ -118,6 +118,7 @@ def read_until(process, pattern, seconds=120):
     raise AssertionError(f"no line matched {pattern!r} in:\n{''.join(seen)}")
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_runs_resume_bit_for_bit(finished, cache, tmp_path, capsys):
     """A process is killed, the next is stopped, and the run ends in this one: the bits of the run that was left alone.
     """
@@ -143,6 +144,7 @@ def test_killed_and_stopped_runs_resume_bit_for_bit(finished, cache, tmp_path, c
         assert (leaf == other).all()
 
 
+@pytest.mark.slow
 def test_two_processes_train_validate_sample_and_save_as_one(finished, cache, tmp_path):
     """Each with four devices of the eight, joined over loopback: the losses of the one process that had them all."""
     with socket.socket() as free:
@@ -181,14 +183,7 @@ def test_mistyped_keys_and_types_stop_with_one_line(flag, named, own_flags, monk
         commands.run(lambda *_: pytest.fail("the command began"), default_config="configs/pretrain_tiny.py")
     code, said = stopped.value.code, "".join(capsys.readouterr())
     assert code == 1 and named in said or named in code and "\n" not in code  # absl says it, or Python at its end
-
-
-def test_a_mistyped_key_is_no_traceback(tmp_path):
-    process = launch(tmp_path / "bad", str(tmp_path / "cache"), "--config.vocab_sise=3")
-    out = process.communicate(timeout=60)[0]
-    assert process.returncode == 1
-    assert "vocab_sise" in out and "Traceback" not in out
-    assert not (tmp_path / "bad").exists()
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("changes,message", [

@@ -70,6 +70,7 @@ def results(source, workdir, **changes):
     return {key: value for key, value in measured.items() if key not in ECHOES}, scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [
     {"labels": "world:1:tiny"}, {"text_key": "other"}, {"label_key": "score"},
     {"positive_from": 1.5, "label_key": "score"},

@@ -30,6 +30,7 @@ def config_of(**changes):
     return config
 
 
+@pytest.mark.slow
 def test_the_whole_command(tmp_path):
     experiment.main(config_of(), str(tmp_path))
     rows = {row["name"]: row for row in json.loads((tmp_path / "quantize.json").read_text())["rows"]}

@@ -56,6 +56,7 @@ def test_equal_but_for_case_punctuation_and_space_is_one():
     assert list(corpus.deduplicate(texts)) == ["A note, here.", "b", "a note there"]
 
 
+@pytest.mark.slow
 def test_command_writes_every_arm_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     experiment.main(config_of(), str(tmp_path))
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]

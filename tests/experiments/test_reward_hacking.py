@@ -90,7 +90,8 @@ def stand_in(monkeypatch):
     return learnt
 
 
-def test_command_end_to_end_and_again(tmp_path, stand_in, monkeypatch):
+@pytest.mark.slow
+def test_command_end_to_end_and_again(tmp_path, stand_in, monkeypatch, draw_no_more):
     config = small_config(tmp_path, rounds=1)
     experiment.main(config, str(tmp_path / "run"))
     found = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -112,6 +113,7 @@ def test_command_end_to_end_and_again(tmp_path, stand_in, monkeypatch):
 
     # A second time nothing is made.
     monkeypatch.setattr(runs, "improve", None)
+    draw_no_more()
     experiment.main(config, str(tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
 

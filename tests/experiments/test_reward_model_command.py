@@ -72,16 +72,24 @@ def test_a_reward_model_learns_what_people_like(start):
     assert right(nothing, held_out) < 0.75
 
 
+SMALLER = settings(begin="random", loss="plackett_luce",
+                   shape={**lab.shape(8, layers=1, heads=2).to_dict(), "max_positions": 64})
+
+
+@pytest.mark.slow
+def test_a_mesh_fits_the_same(start):
+    train, split = rankings_of(80), SMALLER.copy_and_resolve_references()
+    split.update({"mesh": (2, 2, 1), "microbatches": 2})
+    one, other = (score_rows(reward_model_fit.fit(some, start, train, 0), [[5, 6, 7]]) for some in (SMALLER, split))
+    np.testing.assert_allclose(other, one, atol=5e-3)
+
+
+@pytest.mark.slow
 def test_other_sizes_and_parts(start):
-    """A smaller model from new weights, also on a mesh; and the last block alone."""
+    """A smaller model from new weights; and the last block alone."""
     train = rankings_of(80)
-    small = {**lab.shape(8, layers=1, heads=2).to_dict(), "max_positions": 64}
-    some = settings(begin="random", shape=small, loss="plackett_luce")
-    proxy = reward_model_fit.fit(some, start, train, 0)
+    proxy = reward_model_fit.fit(SMALLER, start, train, 0)
     assert proxy.model.dim == 8 and right(proxy, train) > 0.7
-    some.update({"mesh": (2, 2, 1), "microbatches": 2})
-    there = reward_model_fit.fit(some, start, train, 0)
-    np.testing.assert_allclose(score_rows(there, [[5, 6, 7]]), score_rows(proxy, [[5, 6, 7]]), atol=5e-3)
     last = reward_model_fit.fit(settings(trained="1"), start, train, 0)
     before, after = start.params["blocks"]["mlp"]["up"], last.params["model"]["blocks"]["mlp"]["up"]
     assert np.array_equal(before[0], after[0]) and not np.array_equal(before[1], after[1])
@@ -164,6 +172,7 @@ def small_config(tmp_path, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_jokes_end_to_end_and_again(tmp_path, monkeypatch):
     config = small_config(tmp_path)
     experiment.main(config, str(tmp_path / "run"))
@@ -181,6 +190,7 @@ def test_jokes_end_to_end_and_again(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
 
 
+@pytest.mark.slow
 def test_a_file_in_folds(tmp_path, start):
     save_model(tmp_path / "model", start.params, start.model, start.tokenizer)
     write_rankings(tmp_path / "pairs.jsonl", rankings_of(60, completions=2))

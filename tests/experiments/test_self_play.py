@@ -29,6 +29,7 @@ def small_config(tmp_path, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     config, calls = small_config(tmp_path), []
     learning = learn._learn

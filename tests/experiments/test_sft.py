@@ -131,6 +131,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_broken_lora_run_resumes_bit_for_bit_and_its_model_is_merged(base, tmp_path, monkeypatch, capsys):
     config = small(base, **{"lora.rank": 2, "ema_decay": 0.5, "checkpoint_steps": 2, "sample_prompts": (),
                             "data.validation_fraction": 0.0})

@@ -22,6 +22,7 @@ def config():
     return config
 
 
+@pytest.mark.slow
 def test_every_start_is_measured_once_and_tabled(config, tmp_path, monkeypatch):
     tokenizer = train_tokenizer([page.text for page in documents(make_world(0, "tiny"))], 400, "digits",
                                 SPECIAL_TOKENS)

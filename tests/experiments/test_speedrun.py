@@ -105,6 +105,7 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_else(config, fakes, tmp_
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_stages_run_in_processes_of_their_own(config, tmp_path):
     pytest.importorskip("warcio", reason="pip install -e '.[curate]'")
     config.processes, config.stages, config.crawl.pages = 2, ("crawl",), 20

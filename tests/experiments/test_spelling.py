@@ -126,6 +126,7 @@ def test_calls_are_run_and_the_answer_follows_their_result(material, monkeypatch
     assert wrong == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_command_measures_every_vocabulary_and_seed(tmp_path):
     pytest.importorskip("pydantic_monty")
     experiment.main(config_of(steps=2), str(tmp_path))

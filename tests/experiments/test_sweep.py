@@ -242,6 +242,7 @@ class Stopped(Here):
         return super().start(waiting)
 
 
+@pytest.mark.slow
 def test_processes_are_stopped_and_go_on_and_fail_alone(slow, tmp_path, capsys):
     points = slow([{"rate": 1.0, "deep.steps": 2}, {"rate": -1.0}])
     pool = Stopped(1)
@@ -255,6 +256,7 @@ def test_processes_are_stopped_and_go_on_and_fail_alone(slow, tmp_path, capsys):
     assert [record["step"] for record in sweep_table.read_metrics(points[0].folder)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_jobs_through_submitit(slow, tmp_path):
     pytest.importorskip("submitit", reason="needs the extra `sweep`")
     points = slow([{"rate": 0.01, "deep.steps": 3}])

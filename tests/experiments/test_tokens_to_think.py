@@ -149,7 +149,8 @@ def test_what_each_arm_is_given(monkeypatch):
     assert all(found["right"] == {"1 step": [0] * 6, "2 steps": [0] * 6} for found in run.values())
 
 
-def test_command_end_to_end_and_again(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_command_end_to_end_and_again(tmp_path, monkeypatch, draw_no_more):
     config = small_config(arms=("answer_first", "steps_first"))
     experiment.main(config, str(tmp_path))
     found = json.loads((tmp_path / "results.json").read_text())
@@ -160,6 +161,7 @@ def test_command_end_to_end_and_again(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(experiment, "measure", lambda config, arm, seed: (
         asked.append((arm, seed)) or found["runs"][arm][0]))
+    draw_no_more()
     experiment.main(config, str(tmp_path))
     assert not asked and json.loads((tmp_path / "results.json").read_text()) == found
     config.seeds = (0, 1, 2)

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from random_weights import random_weights
 from scipy.special import log_softmax
 
 from configs import train_sample_gap as config_file
@@ -14,13 +15,12 @@ from experiments import train_sample_gap as experiment
 from experiments.improve import Improved, make_plan
 from experiments.train_sample_gap import Mismatch, WrongSampler, mismatch_of
 from jaxllm.model.config import preset
-from jaxllm.model.params import init
 from jaxllm.model.transformer import forward
 
 CONFIG = config_file.get_config()
 TOKENIZER = dataclasses.replace(practice.learn_tokenizer(CONFIG.start), chat_template="im_sep")
 MODEL = preset("nano", layers=1, vocab_size=TOKENIZER.vocab_size)
-START = practice.Start(init(MODEL, jax.random.key(0)), MODEL, TOKENIZER)
+START = practice.Start(jax.device_put(random_weights(MODEL)), MODEL, TOKENIZER)
 
 
 @pytest.mark.parametrize("name, found", [
@@ -62,11 +62,12 @@ def small(**changes):
     config = config_file.get_config()
     config.update_from_flattened_dict({
         "mismatches": ("weights=int8", "stale=2", "top_p=0.7"), "repaired": ("stale=2", "top_p=0.7"),
-        "start.train": 3, "start.test": 2, "start.validation": 2, "part": "validation", **changes})
+        "start.documents": (8, 8, 8), "start.train": 3, "start.test": 2, "start.validation": 2,
+        "part": "validation", **changes})
     return config
 
 
-def test_the_study_finds_what_was_made_up_and_resumes(tmp_path, monkeypatch):
+def test_the_study_finds_what_was_made_up_and_resumes(tmp_path, monkeypatch, draw_no_more):
     calls = []
 
     def improve(rl, made, reward, seed, *, prompts, converse, title):
@@ -89,6 +90,7 @@ def test_the_study_finds_what_was_made_up_and_resumes(tmp_path, monkeypatch):
                                 "stale=2.")
     assert "verdict" not in (report := (tmp_path / "report.md").read_text()) and "-0.300 [-0.300, -0.300]" in report
     assert (tmp_path / "report.html").read_text().count("<svg") == 2
+    draw_no_more()
     experiment.main(small(seeds=(0, 1, 2, 3)), str(tmp_path))
     assert len(calls) == 4 * 6 and all("seed 3" in title for title in calls[18:])
 

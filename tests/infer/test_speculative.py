@@ -40,7 +40,7 @@ def test_greedy_text_is_generates(name):
     settings = SamplingSettings(temperature=0.0, repetition_penalty=1.2 if name == "nearly" else 1.0)
     params = BLUNT if name == "look-up" else PARAMS
     free = generate(params, CONFIG, PROMPTS, key=0, max_tokens=30, settings=settings)
-    stop = (free.rows()[1][17],) if name != "look-up" else ()
+    stop = (free.rows()[1][17],) if name in ("stranger", "itself") else ()  # the others share a program without one
     expected = generate(params, CONFIG, PROMPTS, key=0, max_tokens=30, settings=settings, stop_tokens=stop)
     made = speculate(params, CONFIG, PROMPTS, PROPOSERS[name], key=0, max_tokens=30, settings=settings,
                      stop_tokens=stop)

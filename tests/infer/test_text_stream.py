@@ -25,7 +25,7 @@ def up_to_the_first_stop(text: str, stops: list[str]) -> tuple[str, bool]:
     return text, False
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(RAW, STOPS, SIZES)
 def test_pieces_join_to_the_text_up_to_the_first_stop_string(raw, stops, sizes):
     ends = [0, *itertools.accumulate(sizes * len(raw))]

@@ -177,6 +177,7 @@ def smollm2(real_weights):
     return jax.device_put(params), config, tokenizer_from_gguf(file.metadata)
 
 
+@pytest.mark.slow
 def test_smollm2_knows_english_and_the_capital_of_france(smollm2, real_data):
     params, config, tokenizer = smollm2
     text = lzma.open(real_data("text/wikitext2_valid.txt.xz")).read().decode()[:20_000]
@@ -190,6 +191,7 @@ def test_smollm2_knows_english_and_the_capital_of_france(smollm2, real_data):
     assert tokenizer.decode([int(run(params, config, prompt)[0, -1].argmax())]) == " Paris"
 
 
+@pytest.mark.slow
 def test_llama_cpp_runs_the_real_model(smollm2, real_data, tmp_path):
     """Per scheme: log-probabilities of the 200 likeliest tokens, llama.cpp against ours on the file's numbers.
 
@@ -335,7 +337,7 @@ def test_llama3_rope_factors_alone_are_recognised(small_file):
 
 
 @hypothesis.given(data=hypothesis.strategies.data())
-@hypothesis.settings(deadline=None, max_examples=int(os.environ.get("JAXLLM_FUZZ", "300")),
+@hypothesis.settings(deadline=None, max_examples=int(os.environ.get("JAXLLM_FUZZ", "100")),
                      suppress_health_check=list(hypothesis.HealthCheck))
 def test_fuzzed_files_are_read_or_refused(small_file, tmp_path_factory, data):
     path, raw = small_file

@@ -61,7 +61,8 @@ def test_round_trip_is_bitwise_in_any_number_of_shards(tmp_path, kind, dtype):
         assert shard_bytes != 20_000 or (len(shards) > 2 and max(shards) < 20_000 + 4096)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [
+    pytest.param(kind, marks=[pytest.mark.slow] * (kind != "gemma2")) for kind in FAMILIES])
 def test_transformers_loads_what_is_written_here_and_gives_the_same_logits(tmp_path, kind):
     torch = pytest.importorskip("torch", reason="needs the extra `interop`")
     transformers = pytest.importorskip("transformers", reason="needs the extra `interop`")
@@ -290,7 +291,7 @@ def small_folder(tmp_path_factory):
 
 
 @hypothesis.given(data=st.data())
-@hypothesis.settings(deadline=None, max_examples=int(os.environ.get("JAXLLM_FUZZ", "300")),
+@hypothesis.settings(deadline=None, max_examples=int(os.environ.get("JAXLLM_FUZZ", "100")),
                      suppress_health_check=list(hypothesis.HealthCheck))
 def test_fuzzed_files_are_read_or_refused(small_folder, data):
     folder, raw = small_folder
@@ -325,6 +326,7 @@ print(before, result, peak())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's count of peak memory")
 def test_peak_memory_is_the_result_and_less_than_one_shard(tmp_path):
     for way in ("write", "read"):

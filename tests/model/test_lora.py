@@ -125,6 +125,7 @@ def test_gradients_reach_the_factors_alone_and_equal_those_of_the_merged_weight(
     assert counted == sum(leaf.size for leaf in jax.tree.leaves(factors(tree)))
 
 
+@pytest.mark.slow
 def test_training_the_factors_on_a_mesh_and_back_from_a_checkpoint_of_them_alone(tmp_path):
     config, mesh = UNTIED, make_mesh((2, 2, 2))
     tree = overlaid(config)

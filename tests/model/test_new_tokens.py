@@ -32,7 +32,7 @@ def test_growing_leaves_the_old_tokens_alone(config):
         grow_vocabulary(grown, larger, 256)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data(), config=st.sampled_from([TIED, UNTIED]))
 def test_rows_are_the_means_asked_for(data, config):
     new = data.draw(st.lists(st.integers(0, 255), min_size=1, max_size=4, unique=True))

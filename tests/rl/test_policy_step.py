@@ -217,6 +217,10 @@ def test_equal_rewards_and_cut_off_replies():
         batch = make_batch(settings, rollout(stopped=stopped), scores(), jnp.ones((2, 4)), 0.0)
         assert not np.asarray(batch.advantages).any()
         assert (np.asarray(batch.mask) == MASK & stopped[:, None]).all()
+        assert policy_step.advantage_size(batch) is None
+        one_of_two = jnp.array([[2.0, 2.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+        size = policy_step.advantage_size(make_batch(settings, rollout(stopped=stopped), scores(), one_of_two, 0.0))
+        assert size == pytest.approx({"grpo": np.sqrt(3 / 4), "rloo": 4 / 3}[name], rel=1e-3)
     with pytest.raises(ValueError, match="do not stand for 8 replies"):
         make_batch(ALGORITHMS["grpo"], rollout(), scores(), jnp.ones((2, 3)), 0.0)
 

@@ -153,6 +153,7 @@ def test_humaneval_references_pass_and_other_solutions_fail(real_data):
 # --- reasoning-gym
 
 
+@pytest.mark.slow
 def test_reasoning_gym_scores_its_own_tasks_and_evaluates_nothing():
     pytest.importorskip("reasoning_gym")
     worker = reward_worker.Worker("reasoning_gym", seconds=1.0)

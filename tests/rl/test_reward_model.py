@@ -114,6 +114,7 @@ def test_what_is_padding_or_absent_does_not_matter():
         assert all(jnp.abs(x).max() > 0 for x in jax.tree.leaves(one["model"]["blocks"]))
 
 
+@pytest.mark.slow
 def test_training_is_the_same_on_a_mesh():
     def run(mesh):
         optimizer = make_optimizer("adamw", 1e-3, clip_norm=0.0)

@@ -19,6 +19,14 @@ TOKENIZER = dataclasses.replace(
 CAPACITY = 1024
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What drives a browser is slow."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def model():
     """(params, config, tokenizer); the vocabulary is wider than the tokenizer, as a padded one is."""

@@ -162,12 +162,11 @@ def test_json_by_a_schema_parses_and_validates(client):
                                  "name": {"type": "string", "maxLength": 12}, "of": {"enum": ["日本", "é", "🙂"]}}}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": schema}}
     free = ask(client, max_tokens=30)
-    for seed in range(2):
-        answer = ask(client, response_format=wanted, n=4, seed=seed, max_tokens=400)
-        for choice in answer.choices:
-            jsonschema.validate(json.loads(choice.message.content), schema)
-            assert choice.finish_reason == "stop"
-        assert len({choice.message.content for choice in answer.choices}) > 1
+    answer = ask(client, response_format=wanted, n=4, max_tokens=400)
+    for choice in answer.choices:
+        jsonschema.validate(json.loads(choice.message.content), schema)
+        assert choice.finish_reason == "stop"
+    assert len({choice.message.content for choice in answer.choices}) > 1
     streamed = ask(client, response_format=wanted, seed=1, max_tokens=400, stream=True)
     jsonschema.validate(json.loads("".join(chunk.choices[0].delta.content or "" for chunk in streamed)), schema)
     begun = ask(client, response_format={"type": "json_object"}, max_tokens=12).choices[0].message.content

@@ -39,12 +39,12 @@ def until(true, seconds=5.0):
     return true()
 
 
-def test_a_thousand_at_once_are_answered_or_refused_and_say_what_they_say_alone(serving):
+def test_a_crowd_is_answered_or_refused_and_says_what_each_says_alone(serving):
     jobs = [body(f"the {'old ' * (i % 7)}cat {i}", seed=i, temperature=1.0 if i % 3 else 0.0,
-                 max_tokens=1 + i % 6, **({"top_p": 0.9} if i % 2 else {})) for i in range(1000)]
+                 max_tokens=1 + i % 6, **({"top_p": 0.9} if i % 2 else {})) for i in range(250)]
 
     async def one(port, job):
-        """(status, headers, json), by hand: a real client takes longer for a thousand than the server does."""
+        """(status, headers, json), by hand: a real client takes longer for so many than the server does."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         content = json.dumps(job).encode()
         writer.write(b"POST %s HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n"
@@ -56,20 +56,20 @@ def test_a_thousand_at_once_are_answered_or_refused_and_say_what_they_say_alone(
     async def all_at_once(port):
         return await asyncio.gather(*(one(port, job) for job in jobs))
 
-    with serving(queue=400) as server:
+    with serving(queue=40) as server:
         answers = asyncio.run(all_at_once(int(server.address.rpartition(":")[2])))
         worker = server.served.worker
         assert worker.open == 0 and not worker._jobs and server.served.worker.engine.waiting == 0
         answered = [(job, answer) for job, (status, _, answer) in zip(jobs, answers, strict=True) if status == 200]
         refused = [(head, answer) for status, head, answer in answers if status == 429]
-        assert len(answered) >= 408 and len(answered) + len(refused) == 1000
+        assert len(answered) >= 48 and len(answered) + len(refused) == 250
         for head, answer in refused:
             assert 1 <= int(head.partition("retry-after: ")[2].split()[0]) <= 30
             assert answer["error"]["code"] == "queue_full"
         # Nothing of them is kept, once the last answer's connection has closed.
         assert until(lambda: gc.collect() >= 0 and not any(type(thing) in (Run, Job) for thing in gc.get_objects()))
         with httpx.Client(base_url=server.address) as client:
-            for job, answer in answered[::len(answered) // 25]:
+            for job, answer in answered[::len(answered) // 12]:
                 alone = client.post(CHAT, json=job).json()
                 assert alone["choices"] == answer["choices"]
 
@@ -282,7 +282,7 @@ def test_no_request_of_the_schema_makes_a_500(serving):
             for found in schema.get_all_operations():
                 operation = found.ok()
 
-                @hypothesis.settings(max_examples=10, deadline=None, database=None, derandomize=True,
+                @hypothesis.settings(max_examples=6, deadline=None, database=None, derandomize=True,
                                      suppress_health_check=list(hypothesis.HealthCheck))
                 @hypothesis.given(case=operation.as_strategy())
                 def never_500(case):

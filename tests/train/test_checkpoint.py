@@ -190,6 +190,7 @@ SAVE_FOREVER = """
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path, checkpoints):
     """Three processes that do nothing but save; each is killed somewhere in the middle of it."""
     children = [run_python(SAVE_FOREVER, tmp_path / str(number)) for number in range(3)]

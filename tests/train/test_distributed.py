@@ -15,6 +15,7 @@ import pytest
 from jaxllm.train.checkpoint import Checkpoints, load_model
 
 HERE = pathlib.Path(__file__).parent
+pytestmark = pytest.mark.slow
 
 
 def free_port() -> int:

@@ -79,7 +79,8 @@ def alone():
     return run()
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("shape", [
+    pytest.param(shape, id="x".join(map(str, shape)), marks=[pytest.mark.slow] * (8 in shape)) for shape in MESHES])
 def test_every_mesh_trains_as_none_does(shape, alone, capfd):
     """Losses within 1e-5, first gradients within 1e-6, in 2 micro-batches and 2 loss chunks, with segments; no array
     strays from its declared place, and XLA never falls back to replicating an activation to move it."""

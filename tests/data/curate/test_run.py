@@ -127,6 +127,7 @@ def test_number_of_tasks_changes_no_text(crawl, finished, tmp_path):
     assert len(texts) == 25
 
 
+@pytest.mark.slow
 def test_other_settings_are_another_run_and_the_same_are_this_one(crawl, finished):
     """The other run has two workers: its texts are those of one, and what the settings let through."""
     assert curate(crawl, finished.parent) == finished
@@ -138,6 +139,7 @@ def test_other_settings_are_another_run_and_the_same_are_this_one(crawl, finishe
     assert all(theirs[id_]["text"] == row["text"] for id_, row in ours.items())
 
 
+@pytest.mark.slow
 def test_killed_and_called_again_loses_and_doubles_nothing(crawl, finished, tmp_path):
     script = ("import sys; sys.path.insert(0, sys.argv[1])\nimport test_run\n"
               "from jaxllm.data.curate import run\n"
@@ -208,6 +210,7 @@ echo "Submitted batch job $((100 + n))"
 """
 
 
+@pytest.mark.slow
 def test_slurm_jobs_are_submitted_in_order_and_a_task_of_one_runs(crawl, tmp_path, monkeypatch):
     tools, log = tmp_path / "bin", tmp_path / "log"
     tools.mkdir()
@@ -246,6 +249,7 @@ if __name__ == '__main__':
 """
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_documents(crawl, finished, tmp_path):
     """Two passes of two tasks: every task of every pass is a process there, which takes seconds to start."""
     pytest.importorskip("ray", reason="needs the extra `curate-cluster`")
