@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.band_seeds = (0, 1, 2, 3, 4)
     # An alarm: some metric at some step is farther off than this many sigmas (of a normal distribution; see
     # experiments/expected_curves_band.py).
-    config.sigmas = 5.0
+    config.sigmas = 4.0
     # Seeds without a bug, none of them in the band: false alarms are counted on these.
     config.clean_seeds = (100, 101, 102, 103, 104, 105, 106, 107, 108, 109)
     # Of experiments/expected_curves_bugs.py; each is run with these seeds.

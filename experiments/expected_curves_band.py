@@ -42,8 +42,8 @@ _NEIGHBOURS = 2
 # Keys that change where a run stands and what it shows, and not its curve.
 _BESIDE = ("seed", "data.cache", "data.processes", "data.shard_tokens", "mesh", "sample_steps", "sample_prompts",
            "sample_tokens", "sample_temperature", "checkpoint_steps", "keep_checkpoints", "wandb_project")
-# Where an alarm begins: a run makes a thousand comparisons, and the logarithms of gradients have longer tails than t.
-SIGMAS = 5.0
+# Where an alarm begins: among a thousand comparisons, which a run makes, one in twenty runs has one by chance.
+SIGMAS = 4.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -241,13 +241,14 @@ def explained_variance(scores: Scores, returns_BT: np.ndarray, mask_BT: np.ndarr
 
 
 def advantage_size(batch: PolicyBatch) -> float | None:
-    """Root mean square of the advantages that are not 0, over the counted tokens; None where all are 0.
+    """Root mean square over replies of the mean advantage of a reply's tokens, where it is not 0; None where all are.
 
-    What a normalisation fixes, whatever the rewards: of "grpo" it is sqrt(1 - 1/G) where replies are equally long.
+    What a normalisation fixes, whatever the rewards: of "grpo" it is sqrt(1 - 1/G), G being the replies of a group.
     """
-    told = np.asarray(batch.advantages)[np.asarray(batch.mask)]
-    told = told[told != 0]
-    return float(np.sqrt(np.mean(np.square(told)))) if told.size else None
+    mask_BT = np.asarray(batch.mask, np.float32)
+    told_B = (np.asarray(batch.advantages) * mask_BT).sum(axis=1) / np.maximum(mask_BT.sum(axis=1), 1.0)
+    told_B = told_B[told_B != 0]
+    return float(np.sqrt(np.mean(np.square(told_B)))) if told_B.size else None
 
 
 def describe(scores: Scores, rollout: Rollout) -> dict[str, float]:

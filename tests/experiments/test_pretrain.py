@@ -235,6 +235,7 @@ def test_every_large_config_passes_its_own_checks(module, sizes):
         assert set(config) == set(pretrain_tiny.get_config())  # no key of its own that code might not read
 
 
+@pytest.mark.slow
 def test_dry_run_prints_sizes(tmp_path):
     process = subprocess.run(
         [sys.executable, "-m", "experiments.pretrain", "--config=configs/pretrain_tiny.py:nano", "--dry_run",

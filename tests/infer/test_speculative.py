@@ -75,6 +75,7 @@ def exact_distribution(params, prompt, settings):
     return np.exp(logp)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, settings", [
     ("draft", SamplingSettings(temperature=1.3, top_k=4, top_p=0.95)),
     ("draft", SamplingSettings(temperature=0.9, repetition_penalty=1.4)),
