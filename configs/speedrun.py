@@ -31,6 +31,7 @@ from configs import (
     policy_gradient,
     pretrain_gpt2,
     quantize,
+    reward_hacking,
     reward_model,
     self_play,
     sft,
@@ -40,7 +41,8 @@ from configs import (
 )
 
 STAGES = ("crawl", "curate", "tokenizer", "pretrain", "recall", "evaluate", "sft", "interrogate", "look_up",
-          "sft_to_rl", "distill", "self_play", "reward_model", "policy_gradient", "quantize", "export", "arena")
+          "sft_to_rl", "distill", "self_play", "reward_model", "policy_gradient", "reward_hacking", "quantize",
+          "export", "arena")
 REAL = ("curate", "tokenizer", "pretrain", "evaluate", "sft", "sft_to_rl", "quantize", "export")
 
 
@@ -55,7 +57,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.stages = STAGES
     # Stages that also wait for others: their models are found in the cache then, and not made twice.
     config.after = ConfigDict({"interrogate": ("pretrain",), "look_up": ("pretrain",), "recall": ("pretrain",),
-                               "distill": ("sft_to_rl",), "policy_gradient": ("reward_model",), "export": ("pretrain",),
+                               "distill": ("sft_to_rl",), "policy_gradient": ("reward_model",),
+                               "reward_hacking": ("reward_model",), "export": ("pretrain",),
                                "arena": ("pretrain", "sft")})
     # Stages at once, each in a process of its own; 1 runs them here, one after the other, and shows what they print.
     config.processes = 2
@@ -134,7 +137,13 @@ def _practice(config: ConfigDict) -> None:
     config.reward_model = reward_model.get_config()
     config.reward_model.members, config.reward_model.counts = 2, (80,)
     config.policy_gradient = policy_gradient.get_config()
-    config.policy_gradient.algorithms = ("grpo",)
+    # PPO, as for InstructGPT: the one that pleased the judge at each of three seeds (docs/policy_gradient.md).
+    config.policy_gradient.algorithms, config.policy_gradient.control = ("ppo",), "ppo"
+    # One run that is pushed on, one from which the stop rule's threshold is taken, one that the judge rewards.
+    config.reward_hacking = reward_hacking.get_config()
+    config.reward_hacking.update({"validation_seeds": (100,), "controls": 1, "validation_controls": 0,
+                                  "other_proxies": (), "other_seeds": 0, "rounds": 0, "round_seeds": 0,
+                                  "labels": (64,), "processes": 1})
 
 
 def _real(config: ConfigDict) -> None:

@@ -48,12 +48,13 @@ def claims(config: ConfigDict, runs: Runs) -> list[Claim]:
         return values([np.mean(run["gold"], axis=-1) for run in runs[arm]])
 
     first, of = config.algorithms[0], "seeds" if len(config.seeds) > 1 else "things"
+    taught = config.control if config.control in config.algorithms else first
     picked = [nearest(start["best_of_n"], run["kl"]) for run, start in zip(runs[first], runs["start"], strict=True)]
     return [of_values("Learning from a model of people's rankings makes jokes that people like more",
                       f"{first}, by the judge nobody learned from", gold(first), "before", gold("start"), of=of,
                       digits=2),
-            of_values("It is the rankings that teach", first, gold(first), "a reward model of shuffled rankings",
-                      gold(SHUFFLED), of=of, digits=2),
+            of_values("It is the rankings that teach", taught, gold(taught), f"{config.control} by a reward model of "
+                      f"shuffled rankings", gold(SHUFFLED), of=of, digits=2),
             of_values("Picked by that model from several, jokes are liked more", f"best of n at the KL of {first}",
                       values([point["golds"] for point in picked]), "before", gold("start"), of=of, digits=2)]
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import reward_hacking_plots as plots
 from experiments.findings import Findings, Table
+from experiments.reward_hacking_claims import claims
 from experiments.reward_hacking_rules import stop_rules
 from experiments.reward_hacking_runs import Record, Records, Run
 from jaxllm.data.world_taste import funny_words, repetitions, things, words_of
@@ -50,7 +51,8 @@ def findings_of(config: ConfigDict, found: Records) -> Findings:
     numbers |= {"curves": {f"{size} blocks, {count} rankings": {kind: list(map(dataclasses.asdict, some))
                                                                 for kind, some in both.items()}
                            for (size, count), both in curves.items()}}
-    return Findings("Over-optimisation of a reward model", [*tables, *rules], pictures, numbers)
+    return Findings("Over-optimisation of a reward model", [*tables, *rules], pictures, numbers,
+                    claims(config, found, numbers["stops"]))
 
 
 # ---------------------------------------------------------------- curves

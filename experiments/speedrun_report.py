@@ -62,6 +62,8 @@ CHAPTERS = (
     Chapter("Beyond the teacher", "Imitation ends at its teacher; a player that plays itself goes on.", ("self_play",)),
     Chapter("Taste", "Where nothing can be checked, a model of people's rankings stands in for them, and the policy "
             "learns from that.", ("reward_model", "policy_gradient")),
+    Chapter("The score is not the taste", "Optimised for long, the policy finds what the model of taste mistakes for "
+            "good, and goes there: stop in time.", ("reward_hacking",)),
     Chapter("Small enough to keep", "The weights fit fewer bits, and run in other people's programs.",
             ("quantize", "export")),
     Chapter("The arena", "Which model is best is settled in battles, by who wins.", ("arena",)),

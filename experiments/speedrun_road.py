@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from experiments import lab
 
+# Of the talk.
 ORDER = ("crawl", "curate", "tokenizer", "pretrain", "recall", "evaluate", "sft", "interrogate", "look_up", "sft_to_rl",
-         "distill", "self_play", "reward_model", "policy_gradient", "quantize", "export", "arena")  # of the talk
+         "distill", "self_play", "reward_model", "policy_gradient", "reward_hacking", "quantize", "export", "arena")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -184,7 +184,7 @@ def _bars(shares: Mapping[str, tuple[int, int]], x_label: str) -> str:
 
 
 _EXPERIMENTS = ("evaluate", "interrogate", "look_up", "sft_to_rl", "distill", "self_play", "reward_model",
-                "policy_gradient")
+                "policy_gradient", "reward_hacking")
 STAGES: Mapping[str, Callable[[Road], Found]] = {
     "crawl": crawl, "curate": curate, "tokenizer": tokenizer, "pretrain": pretrain, "recall": recall, "sft": fine_tune,
     **{name: functools.partial(measured, name) for name in _EXPERIMENTS},

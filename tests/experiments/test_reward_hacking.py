@@ -20,11 +20,13 @@ from scipy.special import log_softmax
 
 from configs import reward_hacking as config_file
 from experiments import reward_hacking as experiment
+from experiments import reward_hacking_claims as claiming
 from experiments import reward_hacking_report as tables
 from experiments import reward_hacking_rules as rules
 from experiments import reward_hacking_runs as runs
 from experiments import reward_hacking_stops as stops
 from experiments import taste
+from experiments.claims import HOLDS, OPEN, Claim
 from experiments.lab import Answer
 from jaxllm.data import world_taste
 from jaxllm.data.tokenizer import train_tokenizer
@@ -116,6 +118,39 @@ def test_command_end_to_end_and_again(tmp_path, stand_in, monkeypatch, draw_no_m
     draw_no_more()
     experiment.main(config, str(tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
+
+
+def test_one_seed_claims_what_its_things_say(tmp_path, stand_in):
+    config = small_config(tmp_path, seeds=(0,), validation_seeds=(100,), controls=1, validation_controls=0,
+                          other_proxies=(), other_seeds=0, rounds=0, round_seeds=0, labels=(16,))
+    experiment.main(config, str(tmp_path / "run"))
+    said = [Claim.from_json(one) for one in json.loads((tmp_path / "run" / "claims.json").read_text())]
+    assert [claim.verdict for claim in said] == [HOLDS] * 4
+    worse, blind, honest, stopped = said
+    assert worse.controlled[0] == pytest.approx(honest.controlled[0]) and worse.controlled[0] < -1 < worse.measured[0]
+    assert blind.measured[0] > blind.controlled[0] + 3 and honest.measured[0] > 0.5
+    assert stopped.measured[0] > stopped.controlled[0] + 1 and "16 choices" in stopped.measure
+    assert all(claim.over == "8 things" for claim in said)
+
+
+def test_nothing_is_claimed_of_a_run_that_is_not_gamed(tmp_path):
+    config = small_config(tmp_path, seeds=(0,), controls=0, labels=(12,))
+    looks = [{"gold": [[level] * 3] * 4, "proxy": [[level] * 3] * 4} for level in (0.0, 1.0, 1.0)]
+    records = runs.Records({}, {runs.Run(0, "test", (2, 8)): {"looks": looks}}, {})
+    said = claiming.claims(config, records, {claiming.RULE: [{"keep": 2}]})
+    assert [claim.verdict for claim in said] == [OPEN, OPEN]  # and nothing of the rule: all replies were asked about
+
+
+def test_a_stop_is_read_on_replies_that_nobody_was_asked_about():
+    gold_QG = [[9.0, 1.0, 2.0], [9.0, 3.0, 4.0]]  # rows: thing 0, thing 1, thing 0 again, ...
+    assert claiming.unasked({"gold": gold_QG}, 2).tolist() == [1.5, 3.5]
+    assert claiming.unasked({"gold": gold_QG}, 5).tolist() == [4.0]
+    assert claiming.unasked({"gold": gold_QG}, 6).tolist() == []
+
+
+def test_a_peak_is_not_read_on_the_things_that_chose_it():
+    gold_KQ = np.array([[0.0, 0.0, 0.0, 0.0], [5.0, 0.0, 5.0, 0.0], [0.0, 5.0, 0.0, 5.0]])  # noise of each half
+    assert claiming.peak(gold_KQ).tolist() == [2, 1, 2, 1]
 
 
 def test_rounds_add_what_gamed_the_reward_model_or_as_many_ordinary_rankings(tmp_path, stand_in):

@@ -89,7 +89,8 @@ def test_a_stage_is_made_once_and_again_when_something_below_it_changed(config, 
     config.crawl.pages = 50
     speedrun.main(config, str(tmp_path))
     again = {name for name, _ in fakes[made + 1:]}
-    assert again == set(ORDER) - {"sft_to_rl", "distill", "self_play", "reward_model", "policy_gradient"}
+    assert again == set(ORDER) - {"sft_to_rl", "distill", "self_play", "reward_model", "policy_gradient",
+                                 "reward_hacking"}
 
 
 def test_a_failed_stage_stops_what_needs_it_and_nothing_else(config, fakes, tmp_path, monkeypatch, capsys):
