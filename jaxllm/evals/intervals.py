@@ -71,6 +71,8 @@ def bootstrap(values: np.ndarray, statistic: Callable[[np.ndarray], float], samp
               seed: int = 0) -> tuple[float, float, float]:
     """A statistic of the rows with its 95% interval by drawing rows anew.
 
+    Draws for which the statistic is not defined (nan) do not count; without any other the interval is nan.
+
     Args:
       values: [n, ...]
       statistic: of rows [n, ...].
@@ -79,7 +81,8 @@ def bootstrap(values: np.ndarray, statistic: Callable[[np.ndarray], float], samp
     """
     rng = np.random.default_rng(seed)
     found = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(samples)]
-    low, high = np.quantile(found, (0.025, 0.975))
+    defined = [value for value in found if not math.isnan(value)]
+    low, high = np.quantile(defined, (0.025, 0.975)) if defined else (math.nan, math.nan)
     return float(statistic(values)), float(low), float(high)
 
 

@@ -33,3 +33,13 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     held = [low <= -0.2 <= high for _, low, high in found]
     # Proportions of so few trials take few values, so the share moves by a point or two around 95%.
     assert 0.93 < np.mean(held) < 0.98
+
+
+def test_draws_without_the_statistic_do_not_count():
+    rows = np.array([[1.0, 1.0], [0.0, 1.0]])  # a quarter of the draws has the first twice, and a quarter the second
+
+    def ratio(rows):
+        return rows[:, 0].sum() / rows[:, 1].sum() if rows[:, 0].sum() else float("nan")
+
+    assert intervals.bootstrap(rows, ratio, 200) == (0.5, 0.5, 1.0)
+    assert np.isnan(intervals.bootstrap(rows[1:], ratio, 20)).all()

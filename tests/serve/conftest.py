@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import os
+import shutil
 import threading
 import time
 
@@ -17,6 +19,8 @@ TOKENIZER = dataclasses.replace(
     train_tokenizer(["the old cat sat upon the mat and the rat ran. " * 20], 256 + 12 + len(SPECIAL_TOKENS)),
     chat_template="im_sep")
 CAPACITY = 1024
+CHROMIUM = os.environ.get("JAXLLM_CHROMIUM") or next(
+    (path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -25,6 +29,18 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for the tests of one file."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no browser: install chromium, or set JAXLLM_CHROMIUM to its executable")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
 import threading
 import time
 
@@ -114,21 +112,6 @@ def test_bad_calls_are_refused(tmp_path, path, body, status, message):
         assert client.get("/", headers={"host": "evil.example"}).status_code == 400
         assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
         assert client.get("/pages/../battling.py").status_code == 404
-
-
-CHROMIUM = os.environ.get("JAXLLM_CHROMIUM") or next(
-    (path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no browser: install chromium, or set JAXLLM_CHROMIUM to its executable")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def test_the_page_by_keys_and_by_taps(browser, tmp_path):

@@ -2,9 +2,7 @@
 
 import base64
 import json
-import os
 import pathlib
-import shutil
 
 import numpy as np
 import pytest
@@ -12,8 +10,6 @@ import pytest
 httpx = pytest.importorskip("httpx", reason="needs the package httpx")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
-CHROMIUM = os.environ.get("JAXLLM_CHROMIUM") or next(
-    (path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 ATTACK = '<img src=x onerror="window.broken=1"><script>window.broken=1</script><|im_end|>'
 
 
@@ -21,16 +17,6 @@ ATTACK = '<img src=x onerror="window.broken=1"><script>window.broken=1</script><
 def server(serving):
     with serving() as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no browser: install chromium, or set JAXLLM_CHROMIUM to its executable")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
 
 import pytest
 
@@ -209,20 +207,6 @@ def test_the_command_collects_as_its_config_says(model, tmp_path, monkeypatch):
 
 
 # In a browser
-
-CHROMIUM = os.environ.get("JAXLLM_CHROMIUM") or next(
-    (path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no browser: install chromium, or set JAXLLM_CHROMIUM to its executable")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def labels(page):
