@@ -24,6 +24,7 @@ from experiments import findings, lab, launch
 from experiments.arena_calibration_report import findings_of
 from experiments.arena_calibration_simulate import SHAPES, World, first_votes, simulate, without_style
 from jaxllm.evals import arena
+from jaxllm.evals.votes import Votes
 
 GAMED = 3  # the fourth best is the one that writes longer
 Numbers = dict[str, Any]
@@ -96,7 +97,7 @@ def _many(config: ConfigDict, world: World, count: int, ties: str, name: str, gr
         rng = _rng(config, name, number)
         votes = without_style(simulate(world, count, rng))
         if not grouped:
-            votes = arena.Votes(votes.players, votes.first, votes.second, votes.points)
+            votes = Votes(votes.players, votes.first, votes.second, votes.points)
         try:
             fitted = arena.fit(votes, ties=ties)
         except ValueError:
@@ -176,7 +177,7 @@ def gamed(config: ConfigDict) -> list[Numbers]:
     return found
 
 
-def _leads(votes: arena.Votes) -> tuple[int, int]:
+def _leads(votes: Votes) -> tuple[int, int]:
     """Whether the gamed player has the highest score, and whether it is above all others, all pairs jointly at 95%."""
     try:
         fitted = arena.fit(votes)

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 from scipy.special import expit
 
-from jaxllm.evals.arena import Votes
 from jaxllm.evals.arena_newton import davidson
+from jaxllm.evals.votes import Votes
 
 SHAPES = ("linear", "longer", "measured badly")
 

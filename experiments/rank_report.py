@@ -15,6 +15,7 @@ from jaxllm.evals import arena, elo
 from jaxllm.evals.agreement import agreement
 from jaxllm.evals.arena_votes import Vote, position_bias, tally
 from jaxllm.evals.intervals import share, spread
+from jaxllm.evals.votes import Votes
 
 _LEVEL = "#2a6fdb"
 _STYLED = "#d9822b"
@@ -67,7 +68,7 @@ class Board:
     """Everything that the report shows; `styled` is None where style cannot be controlled, which `why` explains."""
 
     votes: Sequence[Vote]
-    tallied: arena.Votes
+    tallied: Votes
     rating: Rating
     plain: Column
     styled: Column | None
@@ -105,7 +106,7 @@ def rate(votes: Sequence[Vote], rating: Rating) -> Board:
     return Board(votes, tallied, rating, _column(tallied, rating), styled, why)
 
 
-def _column(votes: arena.Votes, rating: Rating) -> Column:
+def _column(votes: Votes, rating: Rating) -> Column:
     fitted = arena.fit(votes, ties=rating.ties, prior=rating.prior)
     draws_SP = arena.bootstrap(votes, fitted, rating.samples, rating.seed, rating.prior)
     count = len(votes.players)

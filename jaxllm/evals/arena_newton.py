@@ -7,14 +7,12 @@ not grow with the number of votes.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 from scipy.special import expit
 
-if TYPE_CHECKING:
-    from jaxllm.evals.arena import Votes
+from jaxllm.evals.votes import Votes
 
 STEPS, TOLERANCE = 100, 1e-10
 

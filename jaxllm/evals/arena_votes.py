@@ -27,8 +27,8 @@ import numpy as np
 from jaxllm.data import source_files
 from jaxllm.data.preference_files import FORMATS
 from jaxllm.data.preferences import Ranking, append_ranking
-from jaxllm.evals.arena import Votes
 from jaxllm.evals.intervals import wilson
+from jaxllm.evals.votes import Votes
 
 _COLUMNS = ("prompt", "completions", "ranking", "annotator", "players", "bad", "shown", "said", "cmp_key",
             "instruction", "input", "response1", "response2", "model_a", "model_b", "winner", "conversation_a",

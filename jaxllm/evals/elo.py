@@ -7,13 +7,11 @@ Elo is the same strength with 400 points for odds of ten to one.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import expit
 
-if TYPE_CHECKING:
-    from jaxllm.evals.arena import Votes
+from jaxllm.evals.votes import Votes
 
 POINTS = 400 / math.log(10)  # Elo points of one nat of log-odds
 

@@ -9,6 +9,7 @@ from jaxllm.evals import arena, elo
 from jaxllm.evals.agreement import cohen_kappa
 from jaxllm.evals.arena_votes import read_votes, tally
 from jaxllm.evals.elo import bradley_terry
+from jaxllm.evals.votes import Votes
 
 NAMES = tuple("abcde")
 
@@ -21,11 +22,11 @@ def some_votes(count=400, ties=0.2, style=0.7, seed=0):
     x = rng.normal(size=count)
     margin = 0.4 * (second - first) + style * x
     points = np.where(rng.random(count) < ties, 0.5, (rng.random(count) < 1 / (1 + np.exp(-margin))).astype(float))
-    return arena.Votes(NAMES, first, second, points, np.arange(count) // 3, x[:, None], ("length",))
+    return Votes(NAMES, first, second, points, np.arange(count) // 3, x[:, None], ("length",))
 
 
 def plain(votes):
-    return arena.Votes(votes.players, votes.first, votes.second, votes.points, votes.groups)
+    return Votes(votes.players, votes.first, votes.second, votes.points, votes.groups)
 
 
 def test_strengths_are_those_of_choix_and_of_elo():
@@ -71,7 +72,7 @@ def test_style_control_is_logistic_regression():
         assert np.abs(arena.fit(votes, prior=prior).parameters - expected).max() < 1e-5
     assert arena.fit(votes).coefficients[0] == pytest.approx(0.7, abs=0.3)
     # Which reply is called the first does not matter.
-    turned = arena.Votes(NAMES, votes.second, votes.first, 1 - votes.points, votes.groups, -votes.covariates,
+    turned = Votes(NAMES, votes.second, votes.first, 1 - votes.points, votes.groups, -votes.covariates,
                          ("length",))
     assert np.abs(arena.fit(turned).parameters - arena.fit(votes).parameters).max() < 1e-9
 
@@ -100,7 +101,7 @@ def test_the_sandwich_is_the_spread_of_arenas_played_anew(ties):
     def arena_of(seed):
         votes = some_votes(300, seed=seed)
         every = np.repeat(np.arange(0, 300, 3), 3)  # each vote of a group says what its first said
-        return arena.Votes(NAMES, votes.first[every], votes.second[every], votes.points[every], votes.groups)
+        return Votes(NAMES, votes.first[every], votes.second[every], votes.points[every], votes.groups)
 
     fits = [arena.fit(arena_of(seed), ties=ties) for seed in range(120)]
     spread = np.std([fitted.strengths for fitted in fits], axis=0)
@@ -112,7 +113,7 @@ def test_the_sandwich_is_the_spread_of_arenas_played_anew(ties):
     assert np.abs(draws.std(0) / np.sqrt(np.diag(fitted.covariance)) - 1).max() < 0.2
     drawn = fitted.draws(4000)
     assert np.abs(drawn.std(0) / np.sqrt(np.diag(fitted.covariance)[:5]) - 1).max() < 0.06
-    single = arena.fit(arena.Votes(NAMES, one.first, one.second, one.points), ties=ties)
+    single = arena.fit(Votes(NAMES, one.first, one.second, one.points), ties=ties)
     assert np.diag(fitted.covariance)[0] > 2 * np.diag(single.covariance)[0]
 
 
@@ -163,21 +164,21 @@ def test_votes_that_say_nothing_are_refused(change, settings, message):
     given = {"players": tuple("abcd"), "first": [0, 1, 2, 0], "second": [1, 2, 3, 1], "points": [1.0, 1.0, 0.5, 0.0]}
     given |= change
     with pytest.raises(ValueError, match=message):
-        arena.fit(arena.Votes(given["players"], *(np.array(given[name]) for name in ("first", "second", "points")),
+        arena.fit(Votes(given["players"], *(np.array(given[name]) for name in ("first", "second", "points")),
                               covariates=np.array(given["covariates"]) if "covariates" in given else None), **settings)
 
 
 def test_covariates_that_cannot_be_told_apart_are_refused_and_a_prior_helps():
     votes = some_votes()
     by_player = (votes.first == 2).astype(float) - (votes.second == 2)
-    same = arena.Votes(NAMES, votes.first, votes.second, votes.points, None, by_player[:, None], ("length",))
+    same = Votes(NAMES, votes.first, votes.second, votes.points, None, by_player[:, None], ("length",))
     with pytest.raises(ValueError, match="length cannot be told apart from who plays"):
         arena.fit(same)
     assert np.isfinite(arena.fit(same, prior=0.1).parameters).all()
-    perfect = arena.Votes(NAMES, votes.first, votes.second, (votes.covariates[:, 0] > 0).astype(float), None,
+    perfect = Votes(NAMES, votes.first, votes.second, (votes.covariates[:, 0] > 0).astype(float), None,
                           votes.covariates, ("length",))
     with pytest.raises(ValueError, match="set a prior above 0"):
         arena.fit(perfect)
-    beaten = arena.Votes(("a", "b"), np.zeros(9, int), np.ones(9, int), np.ones(9))
+    beaten = Votes(("a", "b"), np.zeros(9, int), np.ones(9, int), np.ones(9))
     found = arena.fit(beaten, prior=0.1)
     assert 1 < found.strengths[0] < 5 and np.isfinite(arena.bootstrap(beaten, found, 50, prior=0.1)).all()
