@@ -57,12 +57,13 @@ def claims(names: Sequence[str], results: Sequence[Sequence[Result]]) -> list[Cl
     """That a score is earned by reading: each against the same items with another's context, paired by item."""
     found = []
     for name, of_model in zip(names, results, strict=True):
+        subject = name if len(names) > 1 else "The model"
         for result in of_model:
             pairs = [pair for pair in zip(result.scores[result.metric], result.control, strict=True)
                      if pair[1] is not None]
             if result.metric in SHARES and len(pairs) > 1:
                 read, swapped = map(list, zip(*pairs, strict=True))
-                found.append(of_values(f"{name} earns its score on {result.task} by reading the question",
+                found.append(of_values(f"{subject} earns its score on {result.task} by reading the question",
                                        result.metric, read, "another item's question", swapped, of="items"))
     return found
 
