@@ -23,7 +23,8 @@ def findings_of(config: ConfigDict, data: dict[str, Any], found: dict[str, Any])
     errors = {name: np.abs(errors_of(data, found, name))[:, asked_WB].mean(1) for name in _METHODS}
     numbers = {"data": data, "fits": found, "held_out_error": {
         name: t_interval(list(error_S)) for name, error_S in errors.items()}}
-    return Findings("A scaling law of small models", [_methods(errors, seen_WB, asked_WB, data, found), _law(found),
+    return Findings("A scaling law of small models", [_methods(errors, seen_WB, asked_WB, data, found),
+                                                      _law(found, bends(data, seen_WB)),
                                                       _points(config, data, found, asked_WB)],
                     [("Loss against tokens", _losses(data, found, seen_WB, asked_WB)),
                      ("Held out: predicted against measured", _predictions(data, found, asked_WB))], numbers)
@@ -67,7 +68,21 @@ def verdict(errors: dict[str, np.ndarray]) -> str:
     return f"The law is {parts[0]} and {parts[1]}."
 
 
-def _law(found: dict[str, Any]) -> Table:
+def bends(data: dict[str, Any], seen_WB: np.ndarray) -> tuple[int, int]:
+    """At how many budgets of the fit the loss begins to fall faster, and of how many.
+
+    Of any law of this form the logarithm of L is convex in that of D: the fall slows down. Where it speeds up, learning
+    is still at its beginning and no such law can hold.
+    """
+    faster = count = 0
+    for runs, seen_B in zip(data["losses"], seen_WB, strict=True):
+        logs, tokens = np.log(np.mean(runs, 0)[seen_B]), np.log(np.array(data["tokens"], float)[seen_B])
+        change = np.diff(np.diff(logs) / np.diff(tokens))
+        faster, count = faster + int((change < 0).sum()), count + change.size
+    return faster, count
+
+
+def _law(found: dict[str, Any], bent: tuple[int, int]) -> Table:
     """E, A, B and the exponents, with the share of compute that should go into parameters: beta / (alpha + beta)."""
     def values(law: dict[str, Any]) -> list[float]:
         alpha, beta = law["exponents"]
@@ -83,7 +98,8 @@ def _law(found: dict[str, Any]) -> Table:
     return Table("L = E + A / N^alpha + B / D^beta", rows, (
         f"N: all parameters, D: tokens. The control has E = {floor:.3f}, log A = {log_scale[0]:.3f}, exponent "
         f"{exponent[0]:.3f} over FLOPs. A draw takes whole runs anew within each width; it knows nothing of whether "
-        f"the law has the right form."))
+        f"the law has the right form. By the law the fall of log L over log D slows down all along; of the mean losses "
+        f"fitted it speeds up at {bent[0]} of {bent[1]} budgets."))
 
 
 def _points(config: ConfigDict, data: dict[str, Any], found: dict[str, Any], asked_WB: np.ndarray) -> Table:
@@ -126,7 +142,8 @@ def _losses(data: dict[str, Any], found: dict[str, Any], seen_WB: np.ndarray, as
             axes.plot(tokens_B[left_B], mean_B[left_B], "x", color=colour, markersize=5)
             axes.plot([], [], "o-", color=colour, markersize=5, label=f"{params:,} parameters")
         axes.set(xscale="log", xlabel="tokens", ylabel="held-out loss, nats a token")
-        axes.set_xticks(tokens_B, [f"{tokens / 1000:.0f}k" for tokens in tokens_B])
+        axes.set_xticks(tokens_B, [f"{tokens / 1e6:.1f}M" if tokens >= 1e6 else f"{tokens / 1e3:.0f}k"
+                                   for tokens in tokens_B])
         axes.minorticks_off()
         axes.legend(frameon=False, fontsize=8)
 

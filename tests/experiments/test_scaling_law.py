@@ -12,6 +12,7 @@ from configs import scaling_law as config_file
 from experiments import scaling_law as experiment
 from experiments import scaling_law_run as one_run
 from experiments.scaling_law_fit import fit, nearest
+from experiments.scaling_law_report import bends
 from experiments.sweep_plan import DONE
 from jaxllm.data.loader import Source
 from jaxllm.data.packing import Batch
@@ -117,10 +118,22 @@ def test_a_planted_law_is_foreseen_better_than_by_the_controls(tmp_path, monkeyp
     assert np.allclose(numbers["fits"]["law"]["exponents"], [0.45, 0.6], atol=0.1)
     text = (tmp_path / "run" / "report.md").read_text()
     assert "The law is better than a law of compute alone and better than the nearest" in text
-    assert text.count("| 48 |") == 5 and text.count("786,432") == 4  # the largest width, and the largest budget
+    assert text.count("| 96 |") == 5 and text.count("1,572,864") == 5  # the largest width, and the largest budget
+    assert "it speeds up at 0 of 8 budgets" in text
     assert (tmp_path / "run" / "sweep" / "table.parquet").exists()
     held = experiment.held_out(config)
-    assert held.sum() == 8 and held[-1].all() and held[:, -1].all()
+    assert held.sum() == 9 and held[-1].all() and held[:, -1].all()
+
+
+def test_a_fall_that_speeds_up_is_counted():
+    tokens = [100, 200, 400, 800, 1600]
+    slows, speeds = [4.0, 3.0, 2.5, 2.3, 9.0], [4.0, 3.9, 3.5, 3.4, 0.1]
+    seen = np.array([[True, True, True, True, False]] * 2 + [[False] * 5])
+    assert bends({"tokens": tokens, "losses": [[slows], [speeds], [speeds]]}, seen) == (1, 4)
+    # A power law has one slope over log D however its budgets are spaced, and an offset makes it slow down.
+    tokens = [100, 300, 400, 1600]
+    losses = [[[0.1 + 20 / count**0.5 for count in tokens]]]
+    assert bends({"tokens": tokens, "losses": losses}, np.ones((1, 4), bool)) == (0, 2)
 
 
 def test_the_beginning_is_left_out_and_no_held_out_loss_is_asked():
@@ -139,7 +152,7 @@ def test_the_beginning_is_left_out_and_no_held_out_loss_is_asked():
 
 
 @pytest.mark.parametrize("key, value, says", [
-    ("widths", (32, 16), "must ascend"), ("seeds", (), "at least one seed"), ("held_widths", 3, "too little to fit"),
+    ("widths", (32, 16), "must ascend"), ("seeds", (), "at least one seed"), ("held_widths", 4, "too little to fit"),
     ("run.budgets", (10, 96), "longer than warmup_steps"), ("run.dim", 18, "multiple of twice the heads"),
     ("huber", 0.0, "above 0"), ("regime", 0.0, "share of the loss of guessing"),
     ("run.optimizer", "sgd", "choose one of adamw, muon")])
