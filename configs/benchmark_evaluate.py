@@ -19,14 +19,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model = arg or "runs/pretrain_tiny"
     # Folder below which the files of named tasks are looked for.
     config.data = "../shared/data"
-    # Names or files, as experiments.evaluate takes them: choices, continuations and documents.
+    # Names or files, as experiments.evaluate takes them; generations with rounds=0.
     config.tasks = ("arc_easy", "hellaswag")
     # Items of a task at most, drawn, and shots before each (-1: the task's own number).
     config.limit = 100
     config.shots = 0
     # Of the draw of items and shots.
     config.seed = 0
-    # Rounds after one that compiles and warms up; the middle one counts.
+    # Rounds after one that compiles and warms up; the middle one counts. 0 asks for equality alone.
     config.rounds = 3
     # Rows of the other side's batches (its own default is 1), and padded tokens of ours.
     config.batch_rows = 16

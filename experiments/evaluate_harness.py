@@ -19,9 +19,9 @@ from typing import Any
 from experiments import report
 from jaxllm.evals.tasks import Task, pairs, prefix
 
-OUTPUT = {"choice": "multiple_choice", "continuation": "loglikelihood", "document": "loglikelihood_rolling",
-          "generation": "generate_until"}
-METRICS = {"choice": ("acc", "acc_norm"), "continuation": ("acc",), "document": ("bits_per_byte",),
+OUTPUT = {"choice": "multiple_choice", "schema": "multiple_choice", "continuation": "loglikelihood",
+          "document": "loglikelihood_rolling", "generation": "generate_until"}
+METRICS = {"choice": ("acc", "acc_norm"), "schema": ("acc",), "continuation": ("acc",), "document": ("bits_per_byte",),
            "generation": ("exact_match",)}
 
 
@@ -47,12 +47,10 @@ def write_tasks(tasks: Sequence[Task], folder: pathlib.Path, seed: int) -> list[
     """Writes a jsonl and a YAML file for each task; returns the names that the harness knows them by.
 
     Raises:
-      ValueError: for a schema, which the harness has no plain kind for.
+      ValueError: for a task of candidates whose delimiter does not end with a blank.
     """
     names = []
     for task in tasks:
-        if task.kind not in OUTPUT:
-            raise ValueError(f"task {task.name}: the kind {task.kind} cannot be written for the harness")
         name = task.name.replace("/", "_")
         rows = [_row(task, i, seed) for i in range(len(task.items))]
         data = folder / f"{name}.jsonl"
@@ -62,6 +60,9 @@ def write_tasks(tasks: Sequence[Task], folder: pathlib.Path, seed: int) -> list[
             "dataset_kwargs": {"data_files": {"test": str(data.absolute())}}, "doc_to_text": "{{context}}",
             "target_delimiter": "", "metric_list": [{"metric": metric} for metric in METRICS[task.kind]]}
         settings |= {"choice": {"doc_to_choice": "choices", "doc_to_target": "gold", "target_delimiter": " "},
+                     # A number for a text is how the harness knows several contexts, which then stand as the choices.
+                     "schema": {"doc_to_text": "gold", "doc_to_choice": "contexts", "doc_to_target": "continuation",
+                                "target_delimiter": " "},
                      "continuation": {"doc_to_target": "{{continuation}}"},
                      "document": {"doc_to_text": "", "doc_to_target": "{{text}}"},
                      "generation": {"doc_to_target": "{{answer}}",
@@ -84,7 +85,10 @@ def _row(task: Task, index: int, seed: int) -> dict[str, Any]:
         return {"context": asked[0][0], "continuation": asked[0][1]}
     if not task.delimiter.endswith(" "):
         raise ValueError(f"task {task.name}: its delimiter must end with a blank for the harness")
-    return {"context": asked[0][0], "choices": list(item.choices), "gold": item.gold[0]}
+    if task.kind == "schema":
+        return {"contexts": [context for context, _ in asked], "continuation": item.choices[0], "gold": item.gold[0]}
+    several = any(len(one.gold) > 1 for one in task.items)  # the harness takes the first item's form for all
+    return {"context": asked[0][0], "choices": list(item.choices), "gold": list(item.gold) if several else item.gold[0]}
 
 
 def run(model: Any, names: Sequence[str], folder: pathlib.Path) -> tuple[dict[str, Answers], float, float]:

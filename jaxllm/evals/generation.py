@@ -43,7 +43,8 @@ def complete(model: LanguageModel, prompts: Sequence[str], *, max_tokens: int | 
     if prompts and max(most) >= model.positions:
         raise ValueError(f"max_tokens is {max(most)}, which leaves no room for a prompt in the model's "
                          f"{model.positions} positions; lower it")
-    ended = end_of_turn(model.tokenizer) if model.chat else (model.tokenizer.end_of_text,)
+    # A chat model ends a turn where it was asked by text too; what it draws behind that is a conversation of its own.
+    ended = end_of_turn(model.tokenizer) if model.tokenizer.chat_template else (model.tokenizer.end_of_text,)
     requests = [Request(encode_prompt(model, prompt)[-(model.positions - limit):], max_tokens=limit, stop_tokens=ended,
                         settings=SamplingSettings(temperature=temperature), seed=seed, sample=number)
                 for number, (prompt, limit) in enumerate(zip(prompts, most, strict=True))]

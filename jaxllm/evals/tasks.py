@@ -140,7 +140,7 @@ def shots_of(task: Task, index: int, seed: int) -> tuple[Item, ...]:
         places = same if len(same) > task.shots or task.pool and len(same) == task.shots else places
     count = min(task.shots + 1, len(places))  # one more than needed, as the item itself may be among them
     drawn = random.Random(f"{task.name}/{seed}/{index}").sample(places, count) if task.draw else places[:count]
-    return tuple([pool[i] for i in drawn if pool[i] is not item][:task.shots])
+    return tuple([pool[i] for i in drawn if pool[i] != item][:task.shots])  # the pool may be read from the same file
 
 
 def prefix(task: Task, index: int, seed: int) -> str:

@@ -9,7 +9,7 @@ import pytest
 from test_loglikelihood import MODEL, TOKENIZER
 
 from jaxllm.data.shards import open_shards, write_shards
-from jaxllm.evals import evaluation
+from jaxllm.evals import evaluation, generation
 from jaxllm.evals.contamination import item_text, overlaps, shard_documents
 from jaxllm.evals.evaluation import Result, compare, evaluate, item_scores
 from jaxllm.evals.loglikelihood import Scored
@@ -115,6 +115,36 @@ def test_replies_end_at_stop_strings_and_tokens_and_are_graded(monkeypatch):
     for chat in (False, True):  # a chat's reply may hold what ends a text, such as an empty line
         evaluate(dataclasses.replace(MODEL, chat=chat), dataclasses.replace(task, stop=("\n\n",)), grade=grade)
     assert stops == [("\n\n",), ()]
+
+
+
+@pytest.mark.parametrize("format", [None, "chatml"])
+def test_a_reply_to_text_ends_where_a_chat_model_ends_its_turn(format, monkeypatch):
+    """A model that writes an end of turn and goes on: of one that has no chats it is text like any other."""
+    tokenizer = dataclasses.replace(TOKENIZER, chat_template=format)
+    written = [*tokenizer.encode("on"), tokenizer.special_tokens["<|im_end|>"], *tokenizer.encode("and on")]
+    monkeypatch.setattr(generation, "Engine", lambda *_, **__: Told(written))
+    reply = generation.complete(dataclasses.replace(MODEL, tokenizer=tokenizer), ["the"], max_tokens=8)
+    assert reply == ["on" if format else "on<|im_end|>and on"]
+
+
+class Told:
+    """An engine whose model writes the given tokens, as far as a stop token."""
+
+    def __init__(self, tokens):
+        self.tokens, self.waiting, self.running = tokens, False, False
+
+    def submit(self, request):
+        self.waiting = True
+        stops = [place for place, token in enumerate(self.tokens) if token in request.stop_tokens]
+        self.tokens = self.tokens[:stops[0] + 1] if stops else self.tokens
+        return 0
+
+    def step(self):
+        self.waiting = False
+        last = len(self.tokens) - 1
+        return [types.SimpleNamespace(request_id=0, token=token, finish="stop" if place == last else None)
+                for place, token in enumerate(self.tokens)]
 
 
 def test_documents_are_weighed_by_their_bytes():

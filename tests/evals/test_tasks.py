@@ -30,6 +30,14 @@ def test_shots_are_drawn_for_each_item_and_never_the_item_itself():
     assert shots_of(task, 3, 0) == shots_of(task, 3, 0) != shots_of(task, 3, 1) != shots_of(task, 4, 1)
 
 
+def test_an_item_is_no_shot_of_its_own_where_the_pool_was_read_from_its_file(tmp_path):
+    records = [{"question": f"{a} + 1?", "answer": f"So.\n#### {a + 1}"} for a in range(8)]
+    (tmp_path / "gsm8k_train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    task = open_task(f"gsm8k={tmp_path / 'gsm8k_train.jsonl'}", tmp_path, shots=7)
+    for i, item in enumerate(task.items):
+        assert item.contexts[0] not in prefix(task, i, 0) and len(shots_of(task, i, 0)) == 7
+
+
 def test_prompt_is_header_shots_and_context():
     pool = (Item(("1 + 1 =",), ("3", "2"), (1,), subject="sums"), Item(("a",), ("b", "c"), subject="letters"))
     task = Task("t", "choice", (Item(("2 + 2 =",), ("5", "4"), (1,), subject="sums"),), shots=1, pool=pool, draw=False,

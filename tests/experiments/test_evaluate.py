@@ -16,6 +16,7 @@ from experiments.evaluate_harness import Answers
 from jaxllm.data.tokenizer import train_tokenizer
 from jaxllm.evals.contamination import Overlap
 from jaxllm.evals.evaluation import Result
+from jaxllm.evals.intervals import wilson
 from jaxllm.evals.tasks import Item, Task
 from jaxllm.model.config import ModelConfig
 from jaxllm.train.checkpoint import save_model
@@ -159,14 +160,47 @@ def test_benchmark_tells_gaps_and_scores_that_differ():
     theirs = Answers([[(-1.0, True), (-2.5, False)], [(-3.0, False), (-4.0, False)]],
                      {"acc": [1.0, 1.0], "acc_norm": [1.0, 1.0]})
     found = benchmark_evaluate.compared(task, ours, theirs)
-    assert found["gap"] == 0.5 and found["scores"]["acc"] == {"ours": 1, "theirs": 2, "differ": 1}
+    assert found["gap"] == 0.5 and found["scores"]["acc_norm"]["differ"] == 0
+    acc = found["scores"]["acc"]
+    assert (acc["ours"][0], acc["theirs"][0], acc["differ"]) == (0.5, 1.0, 1) and acc["theirs"][1] == wilson(2, 2)[0]
     config = benchmark_config.get_config()
     seconds = {benchmark_evaluate.OURS: [(9.0, 9.0), (1.0, 2.0)], benchmark_evaluate.THEIRS: [(3.0, 6.0), (3.0, 8.0)]}
     report = benchmark_evaluate.findings_of(config, {"t": 100}, seconds, [found])
     assert report.tables[0].rows[1][1] == "100" and report.tables[0].rows[-1][1:3] == ["3.00", "4.00"]
+    config.rounds = 0
+    assert [table.title for table in benchmark_evaluate.findings_of(config, {"t": 100}, seconds, [found]).tables] == [
+        "Equality"]
     config.limit = 0
     with pytest.raises(ValueError, match="config.limit"):
         benchmark_evaluate.check(config)
+
+
+def test_benchmark_takes_the_mass_of_the_other_sides_log_likelihoods():
+    task = Task("t", "choice", (Item(("a",), ("b", "c", "d"), (0, 2)),), metric="mass")
+    ours = Result("t", "choice", "mass", 0.5, ["0"], {"acc": [1.0], "mass": [0.75]}, [1.0], [None], 1, 0.0,
+                  logp=[math.log(0.5), math.log(0.25), math.log(0.25)])
+    for other, differ in ((0.25, 0), (0.2, 1)):
+        logp = [math.log(0.5), math.log(other), math.log(0.25)]
+        found = benchmark_evaluate.compared(task, ours, Answers([[(one, False) for one in logp]], {"acc": [1.0]}))
+        assert found["scores"]["mass"]["theirs"][0] == pytest.approx(0.75 / (0.75 + other))
+        assert found["scores"]["mass"]["differ"] == differ
+
+
+def test_benchmark_compares_replies_by_one_verifier(tmp_path):
+    asked = [{"prompt": "p", "instruction_id_list": [name], "kwargs": [{}]} for name in (
+        "punctuation:no_comma", "change_case:english_lowercase")]
+    task = Task("t", "generation", tuple(Item(("p",), (), answer=json.dumps(one), verifier="ifeval") for one in asked))
+    ours = Result("t", "generation", "score", 0.0, ["0", "1"], {"score": [1.0, 1.0]}, [1.0] * 2, [None] * 2, 1, 0.0,
+                  replies=["one", "two"])
+    found = benchmark_evaluate.compared(task, ours, Answers([["one, two"], ["two"]], {}))
+    assert found["replies_differ"] == 1 and found["scores"]["score"]["differ"] == 1
+    assert benchmark_evaluate.equality([found]).rows[1][2:4] == ["1 replies differ", "score"]
+    config = benchmark_config.get_config()
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "answer": "4", "verifier": "number"}) + "\n")
+    config.tasks = (f"mine={path}",)
+    with pytest.raises(ValueError, match="config.rounds=0"):
+        benchmark_evaluate.main(config, str(tmp_path))
 
 
 def test_a_score_is_claimed_beside_its_control_item_by_item():

@@ -167,8 +167,8 @@ def evaluation(tmp_path_factory):
                        compared=told("compared"), findings_of=told("findings"), LanguageModel=told("model"),
                        load_model=told("load", (None, None, None)), convert=SimpleNamespace(
                            main=lambda settings, place: facts.add("converted", settings.source)),
-                       open_task=lambda name, *asked, **how: facts.add(name, asked, how) or SimpleNamespace(name=name)
-                       ) as patch:
+                       open_task=lambda name, *asked, **how: facts.add(name, asked, how) or SimpleNamespace(
+                           name=name, kind="choice")) as patch:
             patch.setattr(lab, "stage", lambda place, name, settings, make: make(place) or place)
             patch.setitem(sys.modules, "lm_eval.models.huggingface", backend)
             benchmark_evaluate.main(config, str(folder))
