@@ -117,7 +117,6 @@ def test_replies_end_at_stop_strings_and_tokens_and_are_graded(monkeypatch):
     assert stops == [("\n\n",), ()]
 
 
-
 @pytest.mark.parametrize("format", [None, "chatml"])
 def test_a_reply_to_text_ends_where_a_chat_model_ends_its_turn(format, monkeypatch):
     """A model that writes an end of turn and goes on: of one that has no chats it is text like any other."""
