@@ -140,9 +140,10 @@ def _practice(config: ConfigDict) -> None:
     # PPO, as for InstructGPT: the one that pleased the judge at each of three seeds (docs/policy_gradient.md).
     config.policy_gradient.algorithms, config.policy_gradient.control = ("ppo",), "ppo"
     # One run that is pushed on, one from which the stop rule's threshold is taken, one that the judge rewards. A reward
-    # model of 300 rankings, as 50 steps gamed it at each of four validation seeds, and of 800 not (docs/speedrun.md).
+    # model of 300 rankings: 50 steps gamed it at each of four validation seeds, one of 800 not (docs/speedrun.md).
     config.reward_hacking = reward_hacking.get_config()
-    config.reward_hacking.update({"proxy": (3, 300), "validation_seeds": (100,), "controls": 1, "validation_controls": 0,
+    config.reward_hacking.proxy = (3, 300)
+    config.reward_hacking.update({"validation_seeds": (100,), "controls": 1, "validation_controls": 0,
                                   "other_proxies": (), "other_seeds": 0, "rounds": 0, "round_seeds": 0,
                                   "labels": (64,), "processes": 1})
 
