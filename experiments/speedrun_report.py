@@ -18,7 +18,8 @@ from experiments.speedrun_road import Road
 Told = Mapping[str, Mapping[str, Any]]
 COLOURS = {HOLDS: "#1a7f4b", REFUTED: "#c0362c", OPEN: "#8a6d1a"}
 STYLE = """<style>
-.verdict { display: inline-block; min-width: 7rem; font-weight: 600; } .lead { font-size: 1.05rem; }
+.verdict { display: inline-block; min-width: 7rem; font-weight: 600; text-indent: 0; }
+.said { padding-left: 7.3rem; text-indent: -7.3rem; } .lead { font-size: 1.05rem; }
 .claim { margin: 1rem 0; padding: .2rem 0 .2rem 1rem; border-left: 4px solid var(--line); }
 .claim p { margin: .15rem 0; } .claim b.n { font-variant-numeric: tabular-nums; }
 nav ol { padding-left: 1.4rem; } nav li { margin: .5rem 0; } nav a { color: inherit; }
@@ -115,8 +116,8 @@ def _contents(chapters: list[tuple[Chapter, Told]]) -> str:
     """The chapters with the verdict of each claim."""
     items = []
     for number, (chapter, stages) in enumerate(chapters):
-        verdicts = "".join(f"<br>{_verdict(claim)} {html.escape(claim.text)}" for one in stages.values()
-                           for claim in _claims(one))
+        verdicts = "".join(f"<div class=\"said\">{_verdict(claim)} {html.escape(claim.text)}</div>"
+                           for one in stages.values() for claim in _claims(one))
         items.append(f"<li><a href=\"#c{number}\"><b>{html.escape(chapter.title)}</b></a>{verdicts}</li>")
     return f"<nav><ol>{''.join(items)}</ol></nav>"
 
