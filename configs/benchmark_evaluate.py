@@ -2,9 +2,9 @@
 
     python -m experiments.benchmark_evaluate --config.model=models/smollm2 --config.data=../shared/data
 
-Expected: log-likelihoods equal to 1e-3 nats or closer, acc and acc_norm equal but for ties, and 1.3 to 1.5 times the
-tokens/s on two CPU cores without shots, where contexts are short (docs/evaluate.md): a candidate shares the run of its
-context, and contexts have no logits. 4 minutes of processor time for 135M parameters, 24 items a task and one round.
+Expected: log-likelihoods equal to 1e-3 nats or closer, acc and acc_norm equal but for ties, and 2.2 times the tokens/s
+on two CPU cores without shots, where contexts are short (docs/evaluate.md): a candidate shares the run of its context,
+and contexts have no logits. 6 minutes for 135M parameters.
 Needs `pip install -e '.[harness]'`.
 Written: report.html, report.md, results.json, the tasks as files of the harness.
 """
