@@ -14,6 +14,7 @@ from jaxllm.train.checkpoint import load_model
 
 for module, extra in (("datatrove", "curate"), ("gguf", "convert")):
     pytest.importorskip(module, reason=f"needs the extra `{extra}`")
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # datatrove's
 
 
 def write(path, records):
@@ -34,6 +35,7 @@ def config(tmp_path):
         return [{"role": "user", "content": f"What is {a} + {b}?"}]
 
     config.curate.input.update({"folder": str(tmp_path / "crawl"), "pattern": "*.warc.gz"})
+    config.curate.where.workers = 1  # others take seconds to start at every stage
     config.curate.recipe.language.on = bool(os.environ.get("JAXLLM_LANGUAGE_MODEL"))
     config.sft.data.sources = (write(tmp_path / "talks.jsonl", (
         {"messages": [*turns(a, b), {"role": "assistant", "content": f"{a + b}"}]} for a, b in sums)),)
