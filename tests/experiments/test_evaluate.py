@@ -195,6 +195,7 @@ def test_benchmark_compares_replies_by_one_verifier(tmp_path):
     found = benchmark_evaluate.compared(task, ours, Answers([["one, two"], ["two"]], {}))
     assert found["replies_differ"] == 1 and found["scores"]["score"]["differ"] == 1
     assert benchmark_evaluate.equality([found]).rows[1][2:4] == ["1 replies differ", "score"]
+    pytest.importorskip("lm_eval", reason="needs the extra `harness`")
     config = benchmark_config.get_config()
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps({"prompt": "p", "answer": "4", "verifier": "number"}) + "\n")

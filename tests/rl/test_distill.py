@@ -94,7 +94,7 @@ def test_pieces_of_a_stored_teacher_and_one_that_is_all_but_sure():
     others = np.delete(sure, 1, axis=-1).astype(np.float64)
     np.testing.assert_allclose(rest, np.log(np.exp(others).sum(-1)) - 40.0, rtol=1e-5)  # 1 - p is 0 in float32
     for a, b in zip(whole, pieces, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # gradients are sums that cancel, in float32
         assert np.isfinite(a).all()
 
 

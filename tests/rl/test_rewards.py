@@ -3,6 +3,7 @@
 The oracles are the published references of GSM8K and HumanEval, math-verify, reasoning-gym and exact fractions.
 """
 
+import importlib.util
 import json
 import time
 from fractions import Fraction
@@ -141,8 +142,11 @@ def test_no_text_breaks_a_grader_and_none_hits_the_answer_by_chance(text):
 def test_a_hundred_kilobytes_take_bounded_time(unit):
     text = (unit * 100_000)[:100_000]
     code = json.dumps({"entry_point": "f", "prefix": "", "tests": ["assert candidate() == 1"]})
-    for verifier, answer in (("number", "77"), ("exact", "77"), ("choice", "D"), ("steps", "77"), ("format_soft", ""),
-                             ("format_strict", ""), ("math", "77"), ("code", code)):
+    asked = [("number", "77"), ("exact", "77"), ("choice", "D"), ("steps", "77"), ("format_soft", ""),
+             ("format_strict", "")]
+    asked += [extra for module, extra in (("math_verify", ("math", "77")), ("pydantic_monty", ("code", code)))
+              if importlib.util.find_spec(module)]
+    for verifier, answer in asked:
         begun = time.process_time()
         assert score(verifier, text, answer) < 1.0
         assert time.process_time() - begun < 1.0, verifier
