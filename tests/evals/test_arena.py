@@ -1,6 +1,7 @@
 """Bradley-Terry with ties, covariates and intervals: against choix, scikit-learn, and votes of known strengths."""
 
 
+import choix
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -30,7 +31,6 @@ def plain(votes):
 
 
 def test_strengths_are_those_of_choix_and_of_elo():
-    choix = pytest.importorskip("choix", reason="needs choix")
     votes = plain(some_votes())
     # Choix knows no ties: each vote stands twice, a tie once for either side.
     pairs = [pair for i, j, p in zip(votes.first, votes.second, votes.points, strict=True)

@@ -2,6 +2,7 @@
 
 import math
 
+import choix
 import numpy as np
 import pytest
 
@@ -21,7 +22,6 @@ def season(players: int = 5, games: int = 40) -> np.ndarray:
 
 
 def test_strengths_are_those_of_choix():
-    choix = pytest.importorskip("choix", reason="needs the extra `interop`")
     results = season()
     data = [(i, j) for i in range(5) for j in range(5) for _ in range(results[i, j, 0])]
     data += [(j, i) for i in range(5) for j in range(5) for _ in range(results[i, j, 2])]
