@@ -16,7 +16,7 @@ from experiments import improve as loop
 from experiments import policy_gradient, taste
 from experiments.live_page import LivePage, Reply
 from experiments.policy_gradient_judge import best_of_n, wins
-from experiments.policy_gradient_report import nearest
+from experiments.policy_gradient_report import claims, nearest
 from jaxllm.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jaxllm.data.world_taste import joke, things
 from jaxllm.model.config import preset
@@ -269,3 +269,16 @@ def test_every_algorithm_and_sweep_passes_the_checks():
         policy_gradient.check(config)
         assert isinstance(loop.make_plan(policy_gradient.rl_of(config, config.algorithms[0]), START), loop.Plan)
     assert isinstance(config_file.get_config("real"), ConfigDict) and things("test")
+
+
+def test_the_rankings_are_said_to_teach_of_the_algorithm_that_has_the_control():
+    def run(gold):
+        return [{"gold": [[gold, gold]] * 4, "kl": 0.0, "best_of_n": [{"n": 1, "kl": 0.0, "golds": [gold] * 4}]}]
+
+    runs = {"start": run(0.0), "ppo": run(3.0), "grpo": run(2.0), "shuffled labels": run(1.0)}
+    config = ConfigDict({"algorithms": ("ppo", "grpo"), "control": "grpo", "seeds": (0,)})
+    better, taught, _ = claims(config, runs)
+    assert (better.measure[:3], better.measured[0]) == ("ppo", 3.0)
+    assert (taught.measure, taught.measured[0], taught.controlled[0]) == ("grpo", 2.0, 1.0)
+    config.algorithms, config.control = ("ppo",), "ppo"
+    assert claims(config, runs)[1].measured[0] == 3.0
